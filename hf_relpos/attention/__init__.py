@@ -1,0 +1,1 @@
+"""Computation: backends that know terms, never a method's name. Imports torch and the encodings."""

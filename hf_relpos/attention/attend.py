@@ -1,0 +1,47 @@
+"""Attention with encodings: the one path from queries, keys and values to an output, used by models and by tensors alike."""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from ..encodings.encoding import Contribution, EncodingInputs
+from .backends import choose
+from .call import AttentionCall, Mask
+
+
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    encodings: Sequence[nn.Module],
+    mask: Mask,
+    *,
+    scale: float,
+    dropout: float = 0.0,
+    backend: str = "auto",
+    need_weights: bool = False,
+    hidden_states: Tensor | None = None,
+    segment_ids: Tensor | None = None,
+    relation_ids: Tensor | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """Output ``[B, Tq, H, Dv]`` and weights ``[B, H, Tq, Tk]`` or None, for ``query`` ``[B, H, Tq, D]``, ``key`` ``[B, G, Tk, D]``, ``value`` ``[B, G, Tk, Dv]``.
+
+    Raises ValueError when the backend is unknown or refuses the call.
+    """
+    inputs = EncodingInputs(query, key, mask.positions, scale, hidden_states, segment_ids, relation_ids)
+    total = Contribution(query, key, scale)
+    for encoding in encodings:
+        total = encoding(inputs, total)
+    call = AttentionCall(
+        total.query,
+        total.key,
+        value,
+        mask,
+        total.scale,
+        total.score_terms,
+        total.value_terms,
+        dropout,
+        need_weights,
+    )
+    output, weights = choose(backend, call).run(call)
+    return output, weights if need_weights else None

@@ -1,0 +1,75 @@
+"""The table of backends, and the choice among them. A backend refuses with reasons; nothing falls back silently."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from .call import AttentionCall
+from .eager import objections as eager_objections
+from .eager import run as eager_run
+from .sdpa import objections as sdpa_objections
+from .sdpa import run as sdpa_run
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A way to compute attention: ``objections(call)`` lists why it will not, ``run(call)`` gives ``[B, Tq, H, Dv]`` and weights or None."""
+
+    name: str
+    objections: Callable[[AttentionCall], list[str]]
+    run: Callable[[AttentionCall], tuple[Tensor, Tensor | None]]
+
+
+# in the order in which "auto" prefers them
+BACKENDS: dict[str, Backend] = {
+    "sdpa": Backend("sdpa", sdpa_objections, sdpa_run),
+    "eager": Backend("eager", eager_objections, eager_run),
+}
+
+_announced: set[tuple[str, ...]] = set()
+
+
+class BackendRefusal(ValueError):
+    """The chosen backend cannot run a call; the message gives its reasons and the backends that can."""
+
+
+def list_backends() -> list[str]:
+    """Names of the backends, for ``backend=`` and ``attn_implementation=``."""
+    return sorted(BACKENDS)
+
+
+def choose(name: str, call: AttentionCall) -> Backend:
+    """The backend called ``name``; for ``"auto"`` the first that has no objection, logged once for each outcome.
+
+    Raises ValueError for an unknown name, :class:`BackendRefusal` when the named backend objects to the call.
+    """
+    if name == "auto":
+        refused = []
+        for backend in BACKENDS.values():
+            reasons = backend.objections(call)
+            if not reasons:
+                _announce(backend.name, refused)
+                return backend
+            refused.append(f"{backend.name}: {'; '.join(reasons)}")
+        raise BackendRefusal(f"no backend can run this call: {' | '.join(refused)}")
+    if name not in BACKENDS:
+        raise ValueError(f"unknown backend {name!r}; valid backends: auto, {', '.join(list_backends())}")
+    reasons = BACKENDS[name].objections(call)
+    if reasons:
+        able = [other.name for other in BACKENDS.values() if not other.objections(call)]
+        raise BackendRefusal(
+            f"backend {name!r} cannot run this call: {'; '.join(reasons)}. Backends that can: {', '.join(able)}"
+        )
+    return BACKENDS[name]
+
+
+def _announce(chosen: str, refused: list[str]) -> None:
+    outcome = (chosen, *refused)
+    if outcome not in _announced:
+        _announced.add(outcome)
+        because = f" ({' | '.join(refused)})" if refused else ""
+        logger.info("auto chose the attention backend %r%s", chosen, because)

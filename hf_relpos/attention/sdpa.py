@@ -1,0 +1,66 @@
+"""PyTorch's fused attention with the terms as a dense additive mask: fast kernels, but memory quadratic in length.
+
+``scaled_dot_product_attention(q, k, v, mask = sum of terms, -inf at invisible keys)``. Rows without a visible key are opened before the
+softmax and zeroed after it, so that they give zero and pass no gradient whatever the kernel does with an empty row.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from .call import AttentionCall
+
+
+def objections(call: AttentionCall) -> list[str]:
+    """Reasons not to run ``call``."""
+    reasons = []
+    if call.need_weights:
+        reasons.append("attention weights are asked for, and the fused kernel does not return them")
+    if call.value_terms:
+        reasons.append("the encoding adds to the values by distance, which needs the attention weights")
+    return reasons
+
+
+def run(call: AttentionCall) -> tuple[Tensor, None]:
+    """Output ``[B, Tq, H, Dv]``; no weights."""
+    if not call.score_terms and call.mask.is_plain_causal:
+        output = scaled_dot_product_attention(
+            call.query,
+            call.key,
+            call.value,
+            is_causal=True,
+            dropout_p=call.dropout,
+            scale=call.scale,
+            enable_gqa=call.groups > 1,
+        )
+        return output.transpose(1, 2), None
+    visible = call.mask.tile()
+    mask, blind = visible, None
+    if call.score_terms:
+        dtype = torch.promote_types(call.query.dtype, torch.float32)
+        bias = call.score_terms[0].tile().to(dtype)
+        for term in call.score_terms[1:]:
+            bias = bias + term.tile().to(dtype)
+        if visible is not None:
+            bias = bias.masked_fill(~visible, -math.inf)
+        blind = (bias == -math.inf).all(dim=-1, keepdim=True)
+        mask = bias.masked_fill(blind, 0.0).to(call.query.dtype)
+    elif visible is not None:
+        blind = ~visible.any(dim=-1, keepdim=True)
+        mask = visible | blind
+    if mask is not None:
+        mask = mask.expand(call.query.shape[0], -1, -1, -1)
+    output = scaled_dot_product_attention(
+        call.query,
+        call.key,
+        call.value,
+        attn_mask=mask,
+        dropout_p=call.dropout,
+        scale=call.scale,
+        enable_gqa=call.groups > 1,
+    )
+    if blind is not None:
+        output = output.masked_fill(blind, 0.0)
+    return output.transpose(1, 2), None

@@ -1,0 +1,1 @@
+"""Mathematics: what position adds to attention. Imports torch and nothing else."""

@@ -1,0 +1,94 @@
+"""Options of an encoding: a frozen dataclass in Python, a plain dict in JSON, checked by name, type and value."""
+
+import dataclasses
+import types
+from dataclasses import dataclass
+from typing import Any, Literal, Self, Union, get_args, get_origin, get_type_hints
+
+
+@dataclass(frozen=True)
+class Host:
+    """What an encoding must know of the attention it serves."""
+
+    num_heads: int
+    head_dim: int
+    hidden_size: int
+    max_position_embeddings: int | None
+    causal: bool
+
+    def __post_init__(self) -> None:
+        for name in ("num_heads", "head_dim", "hidden_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)!r} is not a positive integer")
+        if self.max_position_embeddings is not None and self.max_position_embeddings < 1:
+            raise ValueError(f"max_position_embeddings={self.max_position_embeddings!r} is not a positive integer")
+
+
+def _matches(value: Any, hint: Any) -> bool:
+    origin = get_origin(hint)
+    if origin is Literal:
+        return value in get_args(hint)
+    if origin in (Union, types.UnionType):
+        return any(_matches(value, option) for option in get_args(hint))
+    if hint is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, type(None) if hint is None else hint)
+
+
+def _describe(hint: Any) -> str:
+    if get_origin(hint) is Literal:
+        return "one of " + ", ".join(map(repr, get_args(hint)))
+    if get_origin(hint) in (Union, types.UnionType):
+        return " or ".join(_describe(option) for option in get_args(hint))
+    return (
+        "null"
+        if hint is type(None)
+        else {int: "an integer", float: "a number", bool: "true or false"}.get(hint, str(hint))
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodingOptions:
+    """Options that every encoding has.
+
+    ``share_layers``: one set of parameters for all layers of a model (true), one for each layer (false), or as the method's
+    authors do it (null).
+    """
+
+    share_layers: bool | None = None
+
+    def __post_init__(self) -> None:
+        hints = get_type_hints(type(self))
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if not _matches(value, hints[field.name]):
+                raise ValueError(f"{field.name}={value!r} is not valid: it must be {_describe(hints[field.name])}")
+
+    def require(self, condition: bool, name: str, what: str) -> None:
+        """Raise a ValueError that names option ``name``, its value, and ``what`` it must be, unless ``condition`` holds."""
+        if not condition:
+            raise ValueError(f"{name}={getattr(self, name)!r} is not valid: it must be {what}")
+
+    def resolve(self, host: Host) -> Self:
+        """These options with everything that was left to the host filled in; raises where they do not fit it."""
+        return self
+
+    @classmethod
+    def from_dict(cls, name: str, given: dict[str, Any]) -> Self:
+        """Options of the encoding ``name`` from a JSON dict without its ``type``; unknown keys raise, naming the valid ones."""
+        valid = [field.name for field in dataclasses.fields(cls)]
+        unknown = [key for key in given if key not in valid]
+        if unknown:
+            raise ValueError(
+                f"rel_pos type {name!r} has no option {unknown[0]!r}; valid options: {', '.join(sorted(valid))}"
+            )
+        try:
+            return cls(**given)
+        except ValueError as error:
+            raise ValueError(f"rel_pos type {name!r}: {error}") from None
+
+    def to_dict(self) -> dict[str, Any]:
+        """All options, defaults included, as JSON values."""
+        return dataclasses.asdict(self)

@@ -1,0 +1,85 @@
+"""All model classes of the package, and their registration with transformers' Auto classes."""
+
+import inspect
+from typing import Any
+
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForMultipleChoice,
+    AutoModelForNextSentencePrediction,
+    AutoModelForPreTraining,
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+)
+
+from . import bert, distilbert, electra, gpt2, gpt_neox, llama, opt, qwen3, roberta
+from .architectures import ARCHITECTURES
+from .mixin import RelPosMixin
+
+AUTO_CLASSES: dict[str, Any] = {
+    "Model": AutoModel,
+    "ForPreTraining": AutoModelForPreTraining,
+    "ForMaskedLM": AutoModelForMaskedLM,
+    "ForCausalLM": AutoModelForCausalLM,
+    "ForNextSentencePrediction": AutoModelForNextSentencePrediction,
+    "ForSequenceClassification": AutoModelForSequenceClassification,
+    "ForMultipleChoice": AutoModelForMultipleChoice,
+    "ForTokenClassification": AutoModelForTokenClassification,
+    "ForQuestionAnswering": AutoModelForQuestionAnswering,
+}
+_MODULES = (bert, distilbert, electra, gpt2, gpt_neox, llama, opt, qwen3, roberta)
+
+# every config class by its model type, and every model class by name
+CONFIG_CLASSES: dict[str, Any] = {}
+MODEL_CLASSES: dict[str, Any] = {}
+for _module in _MODULES:
+    for _name, _cls in vars(_module).items():
+        if inspect.isclass(_cls) and _cls.__module__ == _module.__name__:
+            if issubclass(_cls, RelPosMixin):
+                MODEL_CLASSES[_name] = _cls
+            else:
+                CONFIG_CLASSES[_cls.model_type] = _cls
+
+
+def host_class(cls: type) -> type:
+    """The transformers class that a model class of this package extends."""
+    return next(base for base in cls.__mro__ if base.__module__.startswith("transformers.models."))
+
+
+def head_of(cls: type) -> str | None:
+    """The key of ``AUTO_CLASSES`` that a model class belongs to, or None."""
+    return next((head for head in sorted(AUTO_CLASSES, key=len, reverse=True) if cls.__name__.endswith(head)), None)
+
+
+def classes_of(model_type: str) -> dict[str, Any]:
+    """Model classes of one family by head."""
+    config_class = CONFIG_CLASSES[f"relpos_{model_type.removeprefix('relpos_')}"]
+    return {
+        head: cls
+        for cls in MODEL_CLASSES.values()
+        if cls.config_class is config_class and (head := head_of(cls)) is not None
+    }
+
+
+def auto_class(config_or_type: Any, head: str) -> Any:
+    """The model class for a config or model type and a head such as "QuestionAnswering"; ValueError lists what there is."""
+    model_type = config_or_type if isinstance(config_or_type, str) else config_or_type.model_type
+    if model_type.removeprefix("relpos_") not in ARCHITECTURES:
+        raise ValueError(f"model type {model_type!r} is not supported; supported: {', '.join(sorted(ARCHITECTURES))}")
+    heads = classes_of(model_type)
+    for key in (head, f"For{head}"):
+        if key in heads:
+            return heads[key]
+    raise ValueError(f"{model_type} has no head {head!r}; heads: {', '.join(key.removeprefix('For') for key in heads)}")
+
+
+def register_auto_classes() -> None:
+    """Make ``AutoConfig`` and the ``AutoModel...`` classes know every class of the package."""
+    for model_type, config_class in CONFIG_CLASSES.items():
+        AutoConfig.register(model_type, config_class, exist_ok=True)
+        for head, cls in classes_of(model_type).items():
+            AUTO_CLASSES[head].register(config_class, cls, exist_ok=True)

@@ -1,0 +1,85 @@
+"""What kind of checkpoint is being loaded, and whether what came out of it is what its config says."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from safetensors import SafetensorError
+
+from ..encodings.build import legacy_encoding, parse_rel_pos
+from .placement import check_absolute, same_encodings
+
+_ENCODING_KEY = re.compile(r"(^|\.)relpos\.")
+
+
+@dataclass
+class LoadingPlan:
+    """How to load: the config, the arguments for the host, and whether the checkpoint must hold all weights of its encoding."""
+
+    source: str
+    config: Any
+    kwargs: dict[str, Any]
+    has_encoding: bool
+
+
+def plan_loading(cls: Any, source: Any, rel_pos: Any, absolute: str | None, kwargs: dict[str, Any]) -> LoadingPlan:
+    """Decide what ``source`` is by its stored config; ValueError when ``rel_pos`` or ``absolute`` is missing or wrong."""
+    if absolute is not None:
+        check_absolute(absolute)
+    if rel_pos is not None:
+        parse_rel_pos(rel_pos)
+    kwargs = dict(kwargs)
+    config = kwargs.pop("config", None)
+    hub = {
+        key: kwargs[key]
+        for key in ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder", "proxies")
+        if key in kwargs
+    }
+    state_dict_only = source is None
+    stored: dict[str, Any] = {} if state_dict_only else cls.config_class.get_config_dict(source, **hub)[0]
+    legacy = legacy_encoding(stored.get("position_embedding_type")) if stored.get("rel_pos") is None else None
+    stored_rel_pos = stored.get("rel_pos") or (legacy and {"type": legacy.name})
+    if config is None or isinstance(config, (str, bytes)) or hasattr(config, "__fspath__"):
+        config, kwargs = cls.config_class.from_pretrained(config or source, return_unused_kwargs=True, **kwargs)
+        for key, value in hub.items():
+            kwargs.setdefault(key, value)
+    config.rel_pos = config.rel_pos if rel_pos is None else ({"type": rel_pos} if isinstance(rel_pos, str) else rel_pos)
+    config.absolute = config.absolute if absolute is None else absolute
+    if config.rel_pos is None:
+        raise ValueError(
+            f"{source} holds ordinary weights: say which encoding {cls.__name__} shall have, for example "
+            "rel_pos={'type': 'none'}, and absolute='keep' or 'drop' for its own positions"
+        )
+    if config.absolute is None:
+        raise ValueError(f"{source} holds ordinary weights: say absolute='keep' or 'drop' for their own positions")
+    kept = stored_rel_pos is not None and same_encodings(stored_rel_pos, config.rel_pos)
+    if legacy is not None and kept:
+        mapping = {rf"{re.escape(old)}$": f"relpos.{new}" for new, old in legacy.legacy_parameter_names.items()}
+        kwargs["key_mapping"] = {**mapping, **(kwargs.get("key_mapping") or {})}
+    return LoadingPlan(str(source), config, kwargs, has_encoding=kept and not state_dict_only)
+
+
+def check_loaded(plan: LoadingPlan, info: Any) -> None:
+    """Raise ValueError when a checkpoint with an encoding lacks weights of it or holds others."""
+    if not plan.has_encoding:
+        return
+    for what, keys in (("lacks", info["missing_keys"]), ("also holds", info["unexpected_keys"])):
+        wrong = sorted(key for key in keys if _ENCODING_KEY.search(key) or "distance_embedding" in key)
+        if wrong:
+            raise ValueError(
+                f"the weights in {plan.source} disagree with its config, whose rel_pos is {plan.config.rel_pos}: the checkpoint {what} "
+                f"{', '.join(wrong[:3])}{' ...' if len(wrong) > 3 else ''}"
+            )
+
+
+@contextmanager
+def readable_errors(source: Any) -> Iterator[None]:
+    """Turn the weight reader's internal errors into one that names the checkpoint."""
+    try:
+        yield
+    except SafetensorError as error:
+        raise OSError(
+            f"the weights in {source} cannot be read, the file is corrupted or incomplete: {error}"
+        ) from error
