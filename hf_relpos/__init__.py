@@ -1,13 +1,32 @@
-"""Relative positional encodings for Hugging Face Transformers models."""
+"""Relative positional encodings for Hugging Face Transformers models.
+
+Importing the package registers its model classes with transformers' Auto classes.
+"""
 
 from .attention.backends import list_backends
 from .attention.functional import attention
-from .encodings.build import build_encoding
+from .conversion.add import add_relative_positions
+from .encodings.build import build_encoding, encoding_card, list_encodings
 from .encodings.card import Card
-from .encodings.encoding import register_encoding
+from .encodings.encoding import Encoding, register_encoding
 from .models.families import CONFIG_CLASSES, MODEL_CLASSES, auto_class, register_auto_classes
 from .version import __version__
 
-globals().update(MODEL_CLASSES)
-globals().update({cls.__name__: cls for cls in CONFIG_CLASSES.values()})
+_names = {**{cls.__name__: cls for cls in CONFIG_CLASSES.values()}, **MODEL_CLASSES}
+globals().update(_names)
 register_auto_classes()
+
+__all__ = [
+    "Card",
+    "Encoding",
+    "__version__",
+    "add_relative_positions",
+    "attention",
+    "auto_class",
+    "build_encoding",
+    "encoding_card",
+    "list_backends",
+    "list_encodings",
+    "register_encoding",
+]
+__all__ += list(_names)

@@ -5,13 +5,24 @@ from typing import Any
 
 from torch import nn
 
-from .catalogue import __all__ as _catalogue
+from .card import Card
+from .catalogue import METHODS
 from .encoding import Composition, Encoding, registered_encodings
 from .options import EncodingOptions, Host
 
 RelPos = str | dict[str, Any] | Sequence[str | dict[str, Any]]
 
-assert _catalogue, "the import of the catalogue registers the package's methods"
+assert METHODS, "importing the catalogue registers the package's methods"
+
+
+def list_encodings() -> list[str]:
+    """Every registered method by its config name, sorted."""
+    return list(registered_encodings())
+
+
+def encoding_card(name: str) -> Card:
+    """Citation, formula and properties of a method; ValueError lists the valid names."""
+    return encoding_class(name).card
 
 
 def encoding_class(name: str) -> type[Encoding]:

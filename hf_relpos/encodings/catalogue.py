@@ -12,16 +12,16 @@ from .sinusoidal_bias import SinusoidalBias
 from .t5 import T5Bias
 from .transformer_xl import TransformerXL
 
-__all__ = [
-    "Alibi",
-    "KerpleLog",
-    "NoEncoding",
-    "RelativeKey",
-    "RelativeKeyQuery",
-    "Rope",
-    "Shaw",
-    "Sinusoidal",
-    "SinusoidalBias",
-    "T5Bias",
-    "TransformerXL",
-]
+METHODS = (
+    Alibi,
+    KerpleLog,
+    NoEncoding,
+    RelativeKey,
+    RelativeKeyQuery,
+    Rope,
+    Shaw,
+    Sinusoidal,
+    SinusoidalBias,
+    T5Bias,
+    TransformerXL,
+)

@@ -6,7 +6,7 @@ distances are clipped to the table's ends (``beyond="clip"``) unless ``beyond="e
 """
 
 from dataclasses import dataclass, replace
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -49,7 +49,7 @@ class RelativeKey(Encoding[RelativeKeyOptions]):
     name = "relative_key"
     Options = RelativeKeyOptions
     legacy_position_embedding_type = "relative_key"
-    legacy_parameter_names = {"distance_embedding": "distance_embedding.weight"}
+    legacy_parameter_names: ClassVar[dict[str, str]] = {"distance_embedding": "distance_embedding.weight"}
     card = Card(
         title="Self-Attention with Relative Position Representations",
         authors="Shaw, Peter and Uszkoreit, Jakob and Vaswani, Ashish",

@@ -17,7 +17,7 @@ class ArchSpec:
     ``position_module``: path of the module that does so, from the base model. ``embeddings``: path of an embeddings module
     whose buffers of position and token type ids would cut sequences at the table's length. ``causal``: True for decoders;
     None where the config's ``is_decoder`` says. ``prescaled_query``: the host multiplies queries by the scale before attention.
-    ``reserved_positions``: rows of the table that no token gets, read from this config key plus one (RoBERTa's padding).
+    ``stack``: path of the model inside the base model that heads call directly. ``reserved_positions``: rows of the table that no token gets, read from this config key plus one (RoBERTa's padding).
     """
 
     model_type: str
@@ -29,6 +29,7 @@ class ArchSpec:
     causal: bool | None = True
     prescaled_query: bool = False
     reserved_positions: str | None = None
+    stack: str = ""
 
 
 ARCHITECTURES: dict[str, ArchSpec] = {
@@ -70,7 +71,7 @@ ARCHITECTURES: dict[str, ArchSpec] = {
             causal=False,
         ),
         ArchSpec("gpt2", ("GPT2Attention",), "table", "wpe", cross_attention=("GPT2Attention",)),
-        ArchSpec("opt", ("OPTAttention",), "table", "decoder.embed_positions", prescaled_query=True),
+        ArchSpec("opt", ("OPTAttention",), "table", "decoder.embed_positions", prescaled_query=True, stack="decoder"),
         ArchSpec("gpt_neox", ("GPTNeoXAttention",), "rotary", "rotary_emb"),
         ArchSpec("llama", ("LlamaAttention",), "rotary", "rotary_emb"),
         ArchSpec("qwen3", ("Qwen3Attention",), "rotary", "rotary_emb"),

@@ -18,7 +18,8 @@ from transformers import (
 
 from . import bert, distilbert, electra, gpt2, gpt_neox, llama, opt, qwen3, roberta
 from .architectures import ARCHITECTURES
-from .mixin import RelPosMixin
+from .loading import host_class
+from .mixin import EncodingInitializer, RelPosMixin
 
 AUTO_CLASSES: dict[str, Any] = {
     "Model": AutoModel,
@@ -41,13 +42,11 @@ for _module in _MODULES:
         if inspect.isclass(_cls) and _cls.__module__ == _module.__name__:
             if issubclass(_cls, RelPosMixin):
                 MODEL_CLASSES[_name] = _cls
-            else:
+            elif not issubclass(_cls, EncodingInitializer):
                 CONFIG_CLASSES[_cls.model_type] = _cls
 
 
-def host_class(cls: type) -> type:
-    """The transformers class that a model class of this package extends."""
-    return next(base for base in cls.__mro__ if base.__module__.startswith("transformers.models."))
+__all__ = ["AUTO_CLASSES", "CONFIG_CLASSES", "MODEL_CLASSES", "auto_class", "classes_of", "host_class", "register_auto_classes"]
 
 
 def head_of(cls: type) -> str | None:

@@ -7,11 +7,30 @@ from dataclasses import dataclass
 from typing import Any
 
 from safetensors import SafetensorError
+from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
 
 from ..encodings.build import legacy_encoding, parse_rel_pos
 from .placement import check_absolute, same_encodings
 
 _ENCODING_KEY = re.compile(r"(^|\.)relpos\.")
+
+
+def host_class(cls: type) -> type:
+    """The transformers class that a model or config class of this package extends."""
+    return next(base for base in cls.__mro__ if base.__module__.startswith("transformers.models."))
+
+
+def inherit_weight_conversions(cls: Any) -> None:
+    """Let our classes load checkpoints that transformers renames or reshapes for their hosts: it looks that up by name."""
+    config_class = cls.config_class
+    names = {
+        config_class.model_type: host_class(config_class).model_type,  # type: ignore[attr-defined]
+        cls.__name__: host_class(cls).__name__,
+    }
+    for ours, host in names.items():
+        mapping = get_checkpoint_conversion_mapping(host)
+        if mapping is not None:
+            register_checkpoint_conversion_mapping(ours, mapping, overwrite=True)
 
 
 @dataclass
@@ -76,9 +95,13 @@ def check_loaded(plan: LoadingPlan, info: Any) -> None:
 
 @contextmanager
 def readable_errors(source: Any) -> Iterator[None]:
-    """Turn the weight reader's internal errors into one that names the checkpoint."""
+    """Let every failure to read a checkpoint name it."""
     try:
         yield
+    except OSError as error:
+        if str(source) in str(error):
+            raise
+        raise OSError(f"{source} cannot be loaded: {error}") from error
     except SafetensorError as error:
         raise OSError(
             f"the weights in {source} cannot be read, the file is corrupted or incomplete: {error}"

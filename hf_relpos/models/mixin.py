@@ -12,24 +12,37 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from torch import nn
+from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY
 
 from ..encodings.encoding import Encoding
 from .architectures import architecture
-from .loading import check_loaded, plan_loading, readable_errors
+from .loading import check_loaded, inherit_weight_conversions, plan_loading, readable_errors
 from .neutral import position_weights
 from .placement import place
 from .routing import implementation_name
 
 
-class RelPosMixin:
+class EncodingInitializer:
+    """Lets a model initialise encodings among its modules: transformers asks the nearest model around a module to do it."""
+
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, Encoding):
+            module.reset_parameters()
+        else:
+            super()._init_weights(module)  # type: ignore[misc]
+
+
+class RelPosMixin(EncodingInitializer):
     """Left-hand base of every model class of this package.
 
-    ``relpos_base_class``: our class of the base model inside a model with a head. ``code_exporter``: writes the package's code into a
+    ``relpos_base_class``: our class of the base model inside a model with a head; ``relpos_stack_class``: of the model inside that one, in
+    families where there is one. ``code_exporter``: writes the package's code into a
     folder that a model is saved to; set by the installed package, None in code that was itself loaded from such a folder, where
     transformers carries the code along.
     """
 
     relpos_base_class: ClassVar[type | None] = None
+    relpos_stack_class: ClassVar[type | None] = None
     code_exporter: ClassVar[Callable[[Any, Path], None] | None] = None
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any):
@@ -44,10 +57,11 @@ class RelPosMixin:
         """Place the encodings of ``self.config`` on the host that ``self`` already is."""
         model: Any = self
         base = model.base_model
-        if base is not self:
-            # transformers initialises a module by the nearest model around it: that must be one that knows encodings
-            base.__class__ = self.relpos_base_class
         spec = architecture(model.config.model_type)
+        if base is not self:
+            _become(base, self.relpos_base_class)
+        if spec.stack:
+            _become(base.get_submodule(spec.stack), self.relpos_stack_class)
         place(base, model.config, spec)
         if model.config.absolute == "drop":
             known = list(self._keys_to_ignore_on_load_unexpected or [])
@@ -55,12 +69,6 @@ class RelPosMixin:
         model.post_init()
 
     _keys_to_ignore_on_load_unexpected: list[str] | None = None
-
-    def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, Encoding):
-            module.reset_parameters()
-        else:
-            super()._init_weights(module)  # type: ignore[misc]
 
     @classmethod
     def _can_set_attn_implementation(cls) -> bool:
@@ -90,8 +98,9 @@ class RelPosMixin:
         weights cannot be read.
         """
         wants_info = kwargs.pop("output_loading_info", False)
-        plan = plan_loading(cls, pretrained_model_name_or_path, rel_pos, absolute, kwargs)
+        inherit_weight_conversions(cls)
         with readable_errors(pretrained_model_name_or_path):
+            plan = plan_loading(cls, pretrained_model_name_or_path, rel_pos, absolute, kwargs)
             model, info = super().from_pretrained(  # type: ignore[misc]
                 pretrained_model_name_or_path, *args, config=plan.config, output_loading_info=True, **plan.kwargs
             )
@@ -127,6 +136,13 @@ class RelPosMixin:
             shutil.rmtree(staging, ignore_errors=True)
         if push:
             self.push_to_hub(**hub_arguments)  # type: ignore[attr-defined]
+
+
+def _become(model: Any, cls: Any) -> None:
+    """Make a host's inner model one of ours, and known to transformers' capture of hidden states and attention weights, which goes by
+    the name of the class that was constructed."""
+    model.__class__ = cls
+    _CAN_RECORD_REGISTRY[model] = model._can_record_outputs
 
 
 def _move_into(staging: Path, target: Path) -> None:

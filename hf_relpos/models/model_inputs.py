@@ -25,8 +25,8 @@ def before_model(
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Pre-hook of a base model.
 
-    Refuses sequences longer than a kept table, separates packed sequences in encoders (the hosts do so for decoders only), adds
-    what encodings add to the input, and passes on a wish for attention weights, which not every host does.
+    Refuses sequences longer than a kept table, separates packed sequences (some hosts do so, some do not), adds what
+    encodings add to the input, and passes on a wish for attention weights, which not every host does.
     """
     entrance: Entrance = base._relpos_entrance  # type: ignore[assignment]
     kwargs = {**dict(zip(entrance.names, args, strict=False)), **kwargs}
@@ -39,12 +39,11 @@ def before_model(
     offset = 0 if past is None else past.get_seq_length()
     if entrance.keep and entrance.spec.native == "table" and kwargs.get("position_ids") is None:
         _check_length(config, entrance.spec, length, offset)
-    if not entrance.causal and kwargs.get("attention_mask") is None and isinstance(kwargs.get("position_ids"), Tensor):
+    if past is None and kwargs.get("attention_mask") is None and isinstance(kwargs.get("position_ids"), Tensor):
         documents = _documents(kwargs["position_ids"])
         if documents is not None:
-            kwargs["attention_mask"] = (documents[:, None, :, None] == documents[:, None, None, :]).expand(
-                batch, -1, -1, -1
-            )
+            visible = documents[:, None, :, None] == documents[:, None, None, :]
+            kwargs["attention_mask"] = (visible.tril() if entrance.causal else visible).expand(batch, -1, -1, -1)
     _add_input_terms(base, kwargs, entrance, offset, length)
     if kwargs.get("output_attentions", getattr(config, "output_attentions", False)):
         kwargs["relpos_weights"] = True

@@ -58,10 +58,11 @@ def place(base: nn.Module, config: Any, spec: ArchSpec) -> None:
         if local:
             module.relpos = compose(build_encodings(local, host))
         module.register_forward_pre_hook(before_attention, with_kwargs=True)
-    base._relpos_entrance = Entrance(base, spec, keep=config.absolute == "keep", causal=host.causal)  # type: ignore[assignment]
+    entrance: Any = base.get_submodule(spec.stack)
+    entrance._relpos_entrance = Entrance(entrance, spec, keep=config.absolute == "keep", causal=host.causal)
     # what they add to the input has no parameters, so these copies serve as well as the placed ones
-    base._relpos_input_encodings = [encoding for encoding in encodings if encoding.adds_to_input]  # type: ignore[assignment]
-    base.register_forward_pre_hook(before_model, with_kwargs=True)
+    entrance._relpos_input_encodings = [encoding for encoding in encodings if encoding.adds_to_input]
+    entrance.register_forward_pre_hook(before_model, with_kwargs=True)
     if config.absolute == "drop":
         drop_positions(base, spec)
     resolved = [encoding.config() for encoding in encodings]

@@ -1,0 +1,1 @@
+"""From ordinary models and checkpoints to ones with relative positions."""

@@ -1,0 +1,73 @@
+"""The command line: output, JSON and exit status."""
+
+import json
+import sys
+
+import pytest
+from families import host_config, randomise
+from transformers import AutoModel, BertForMaskedLM
+
+import hf_relpos
+from hf_relpos.cli import main
+
+
+class Result:
+    """What a call of the command line left behind."""
+
+    def __init__(self, returncode, captured):
+        self.returncode, self.stdout, self.stderr = returncode, captured.out, captured.err
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["hf-relpos", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as exit_status:
+            main()
+        return Result(exit_status.value.code or 0, capsys.readouterr())
+
+    return run
+
+
+def test_list_and_show(call):
+    rows = json.loads(call("list", "--json").stdout)
+    assert [row["name"] for row in rows] == hf_relpos.list_encodings()
+    assert all(name in call("list").stdout for name in hf_relpos.list_encodings())
+    shown = json.loads(call("show", "alibi", "--json").stdout)
+    assert shown["arxiv"] == "2108.12409"
+    assert shown["options"]["direction"] == "auto"
+    assert "bias[" in call("show", "t5").stdout or "b[bucket" in call("show", "t5").stdout
+
+
+def test_wrong_usage_and_failures(call):
+    assert call("list", "--nonsense").returncode == 2
+    assert call("nonsense").returncode == 2
+    failed = call("show", "t6")
+    assert failed.returncode == 1
+    assert "unknown rel_pos type 't6'" in failed.stderr
+    assert len(failed.stderr.strip().splitlines()) == 1
+
+
+def test_convert_and_export(call, tmp_path):
+    host = randomise(BertForMaskedLM(host_config("bert")))
+    host.save_pretrained(tmp_path / "host")
+    wrong = call("convert", tmp_path / "host", tmp_path / "out", "--rel-pos", "t5")
+    assert wrong.returncode == 1
+    assert "absolute='keep' or 'drop'" in wrong.stderr
+    assert not (tmp_path / "out").exists()
+    done = call("convert", tmp_path / "host", tmp_path / "out", "--rel-pos", '{"type": "t5"}', "--absolute", "drop", "--json")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout.splitlines()[-1])
+    assert report["created"] == ["bert.relpos.bias"]
+    assert report["model_class"] == "RelPosBertForMaskedLM"
+    assert type(AutoModel.from_pretrained(tmp_path / "out")).__name__ == "RelPosBertModel"
+    again = call("convert", tmp_path / "host", tmp_path / "out", "--rel-pos", "t5", "--absolute", "drop")
+    assert again.returncode == 1
+    assert "not an empty folder" in again.stderr
+    exported = call("export", tmp_path / "out", tmp_path / "exported")
+    assert exported.returncode == 0, exported.stderr
+    assert (tmp_path / "exported" / "relpos_bert.py").exists()
+    ordinary = call("export", tmp_path / "host", tmp_path / "exported2")
+    assert ordinary.returncode == 1
+    assert "without relative positions" in ordinary.stderr

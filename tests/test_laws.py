@@ -1,0 +1,292 @@
+"""The laws that hold for every method and every backend, run over the registry."""
+
+import importlib
+import json
+
+import pytest
+import torch
+from cases import HEADS, TABLE, WIDTH, all_cases, build, label, tensors
+
+import hf_relpos
+from hf_relpos.attention.attend import attend
+from hf_relpos.attention.backends import BACKENDS, BackendRefusal
+from hf_relpos.attention.call import Mask
+from hf_relpos.encodings.build import build_encoding
+from hf_relpos.encodings.encoding import Contribution, EncodingInputs, registered_encodings
+from hf_relpos.encodings.options import Host
+from hf_relpos.encodings.positions import Positions
+
+CASES = all_cases()
+every_case = pytest.mark.parametrize("case", CASES, ids=label)
+LENGTH = 11
+
+
+def contribution(encoding, query, key, positions):
+    inputs = EncodingInputs(query, key, positions, WIDTH**-0.5)
+    return encoding(inputs, Contribution(query, key, inputs.scale))
+
+
+def padding(batch, keys, side):
+    mask = torch.ones(batch, keys, dtype=torch.long)
+    if side == "right":
+        mask[1, -4:] = 0
+    elif side == "left":
+        mask[1, :4] = 0
+    return mask
+
+
+def test_every_method_is_covered():
+    assert {case[0]["type"] for case in CASES} == set(registered_encodings())
+
+
+@every_case
+def test_tile_equals_at(case):
+    encoding = build(*case)
+    positions = Positions.consecutive(5, 9, query_offset=4)
+    query, key, _ = tensors(5, 9, groups=2)
+    b, h, i, j = torch.meshgrid(torch.arange(2), torch.arange(HEADS), torch.arange(5), torch.arange(9), indexing="ij")
+    for term in contribution(encoding, query, key, positions).score_terms:
+        dense = term.tile().expand(2, HEADS, 5, 9)
+        assert torch.equal(dense, term.at(b, h, i, j))
+        assert torch.equal(dense[:, :, 1:4, 2:8], term.tile(slice(1, 4), slice(2, 8)).expand(2, HEADS, 3, 6))
+
+
+def test_mask_tile_equals_at():
+    positions = Positions.consecutive(5, 9, query_offset=4)
+    documents = torch.tensor([[0, 0, 0, 1, 1, 1, 2, 2, 2]]).expand(2, -1)
+    mask = Mask(
+        positions,
+        causal=True,
+        window=4,
+        key_padding=padding(2, 9, "left").bool(),
+        query_documents=documents[:, 4:],
+        key_documents=documents,
+        dense=torch.rand(1, HEADS, 5, 9) > 0.2,
+    )
+    b, h, i, j = torch.meshgrid(torch.arange(2), torch.arange(HEADS), torch.arange(5), torch.arange(9), indexing="ij")
+    assert torch.equal(mask.tile(), mask.at(b, h, i, j))
+    assert torch.equal(mask.tile(slice(1, 3), slice(2, 7)), mask.tile()[:, :, 1:3, 2:7])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@every_case
+def test_equals_the_oracle_in_outputs_and_gradients(case, backend):
+    rel_pos, causal = case
+    oracle = importlib.import_module(f"oracles.{rel_pos['type']}")
+    encoding = build(*case)
+    query, key, value = (x.requires_grad_() for x in tensors(LENGTH, LENGTH, groups=2))
+    mask = padding(2, LENGTH, "left")
+    try:
+        output = hf_relpos.attention(
+            query, key, value, encoding, attention_mask=mask, is_causal=causal, query_offset=3, key_offset=3, backend=backend
+        )
+    except BackendRefusal as refusal:
+        assert str(refusal).startswith(f"backend {backend!r} cannot run this call: ")
+        return
+    slots = list(range(3, 3 + LENGTH))
+    allowed = mask.bool()[:, None, :].expand(2, LENGTH, LENGTH)
+    if causal:
+        allowed = allowed & torch.ones(LENGTH, LENGTH, dtype=torch.bool).tril()
+    parameters = dict(encoding.named_parameters())
+    expected = oracle.attention(
+        query,
+        key.repeat_interleave(2, dim=1),
+        value.repeat_interleave(2, dim=1),
+        parameters,
+        encoding.config(),
+        slots,
+        slots,
+        allowed,
+        WIDTH**-0.5,
+    )
+    torch.testing.assert_close(output, expected, rtol=0, atol=1e-10)
+    weights = torch.randn(output.shape, dtype=output.dtype)
+    inputs = {"query": query, "key": key, "value": value, **parameters}
+    ours = torch.autograd.grad((output * weights).sum(), inputs.values(), allow_unused=True)
+    theirs = torch.autograd.grad((expected * weights).sum(), inputs.values(), allow_unused=True)
+    for name, mine, other in zip(inputs, ours, theirs, strict=True):
+        assert mine is not None, f"{name} gets no gradient"
+        torch.testing.assert_close(mine, other, rtol=0, atol=1e-10, msg=lambda text, name=name: f"gradient of {name}: {text}")
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@every_case
+def test_one_token_at_a_time_equals_the_full_pass(case, backend):
+    rel_pos, causal = case
+    encoding = build(*case)
+    query, key, value = tensors(LENGTH, LENGTH, groups=2)
+    try:
+        full = hf_relpos.attention(query, key, value, encoding, is_causal=causal, backend=backend)
+    except BackendRefusal:
+        return
+    for i in range(LENGTH):
+        last = i + 1 if causal else LENGTH
+        step = hf_relpos.attention(
+            query[:, :, i : i + 1], key[:, :, :last], value[:, :, :last], encoding, query_offset=i, key_offset=0, backend=backend
+        )
+        torch.testing.assert_close(step, full[:, :, i : i + 1], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@every_case
+def test_padding_on_either_side_changes_nothing(case, backend):
+    rel_pos, causal = case
+    encoding = build(*case)
+    query, key, value = tensors(7, 7)
+    try:
+        alone = hf_relpos.attention(query, key, value, encoding, is_causal=causal, backend=backend)
+    except BackendRefusal:
+        return
+    junk = [torch.full_like(x[:, :, :4], 1e3) for x in (query, key, value)]
+    for side in ("left", "right"):
+        padded = [torch.cat((j, x) if side == "left" else (x, j), dim=2) for x, j in zip((query, key, value), junk, strict=True)]
+        mask = torch.ones(2, 11)
+        mask[:, slice(0, 4) if side == "left" else slice(7, 11)] = 0
+        output = hf_relpos.attention(*padded, encoding, attention_mask=mask, is_causal=causal, backend=backend)
+        real = output[:, :, 4:] if side == "left" else output[:, :, :7]
+        torch.testing.assert_close(real, alone, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@every_case
+def test_packed_sequences_equal_the_same_sequences_apart(case, backend):
+    rel_pos, causal = case
+    encoding = build(*case)
+    query, key, value = tensors(9, 9)
+    documents = torch.tensor([[0, 0, 0, 0, 1, 1, 1, 1, 1]]).expand(2, -1)
+    try:
+        packed = hf_relpos.attention(query, key, value, encoding, is_causal=causal, document_ids=documents, backend=backend)
+    except BackendRefusal:
+        return
+    for part in (slice(0, 4), slice(4, 9)):
+        apart = hf_relpos.attention(
+            query[:, :, part], key[:, :, part], value[:, :, part], encoding, is_causal=causal, backend=backend
+        )
+        torch.testing.assert_close(packed[:, :, part], apart, rtol=0, atol=1e-12)
+
+
+@every_case
+def test_shifting_all_slots_changes_nothing(case):
+    rel_pos, causal = case
+    if not hf_relpos.encoding_card(rel_pos["type"]).relative:
+        pytest.skip("the card does not call this method relative")
+    encoding = build(*case)
+    query, key, value = tensors(LENGTH, LENGTH)
+    here = hf_relpos.attention(query, key, value, encoding, is_causal=causal)
+    there = hf_relpos.attention(query, key, value, encoding, is_causal=causal, query_offset=1000, key_offset=1000)
+    torch.testing.assert_close(there, here, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@every_case
+def test_bfloat16_stays_close_to_float32_at_slot_4096(case, backend):
+    rel_pos, causal = case
+    exact, rounded = build(*case, dtype=torch.float32), build(*case, dtype=torch.float32)
+    # scores of the size that models have: rounding is relative to them
+    rounded.load_state_dict({key: value * 0.2 for key, value in exact.state_dict().items()})
+    rounded = rounded.to(torch.bfloat16)
+    exact.load_state_dict(rounded.state_dict())
+    query, key, value = tensors(8, 64, dtype=torch.bfloat16)
+    arguments = dict(query_offset=4096, key_offset=4040, is_causal=causal, backend=backend)
+    try:
+        low = hf_relpos.attention(query, key, value, rounded, **arguments)
+    except BackendRefusal:
+        return
+    high = hf_relpos.attention(query.float(), key.float(), value.float(), exact, **arguments)
+    assert low.dtype == torch.bfloat16
+    torch.testing.assert_close(low.float(), high, rtol=0, atol=0.08)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@every_case
+def test_a_query_without_keys_gives_zero_and_no_gradient(case, backend):
+    rel_pos, causal = case
+    encoding = build(*case)
+    query, key, value = (x.requires_grad_() for x in tensors(LENGTH, LENGTH))
+    mask = torch.ones(2, LENGTH)
+    mask[1] = 0
+    try:
+        output = hf_relpos.attention(query, key, value, encoding, attention_mask=mask, is_causal=causal, backend=backend)
+    except BackendRefusal:
+        return
+    assert (output[1] == 0).all()
+    assert output[0].isfinite().all()
+    output.square().sum().backward()
+    for x in (query, key, value):
+        assert x.grad.isfinite().all()
+        assert (x.grad[1] == 0).all()
+    assert all(parameter.grad.isfinite().all() for parameter in encoding.parameters())
+
+
+@every_case
+def test_window_sees_only_near_keys(case):
+    rel_pos, causal = case
+    encoding = build(*case)
+    query, key, value = tensors(LENGTH, LENGTH)
+    near = (torch.arange(LENGTH)[:, None] - torch.arange(LENGTH)[None]).abs() < 3
+    windowed = hf_relpos.attention(query, key, value, encoding, is_causal=causal, window=3)
+    masked = hf_relpos.attention(query, key, value, encoding, is_causal=causal, attention_mask=near[None, None])
+    torch.testing.assert_close(windowed, masked, rtol=0, atol=1e-12)
+
+
+@every_case
+def test_options_survive_json_and_rebuild_the_same_encoding(case):
+    encoding = build(*case)
+    stored = json.loads(json.dumps(encoding.config()))
+    again = build(stored, case[1])
+    assert again.config() == stored
+    assert {key: value.shape for key, value in again.state_dict().items()} == {
+        key: value.shape for key, value in encoding.state_dict().items()
+    }
+
+
+@every_case
+def test_owns_no_buffers_and_resets_idempotently(case):
+    rel_pos, causal = case
+    encoding = build_encoding(
+        rel_pos, num_heads=HEADS, head_dim=WIDTH, hidden_size=24, max_position_embeddings=TABLE, causal=causal
+    )
+    assert not list(encoding.buffers())
+    states = []
+    for _ in range(2):
+        with torch.no_grad():
+            for parameter in encoding.parameters():
+                parameter.fill_(torch.nan)
+        torch.manual_seed(3)
+        encoding.reset_parameters()
+        states.append({key: value.clone() for key, value in encoding.state_dict().items()})
+    assert all(value.isfinite().all() for value in states[0].values())
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+
+
+@every_case
+def test_dropout_off_and_weights_sum_to_one(case):
+    rel_pos, causal = case
+    encoding = build(*case)
+    query, key, value = tensors(LENGTH, LENGTH)
+    output, weights = hf_relpos.attention(query, key, value, encoding, is_causal=causal, return_weights=True)
+    torch.testing.assert_close(weights.sum(-1), torch.ones_like(weights.sum(-1)))
+    torch.testing.assert_close(output, hf_relpos.attention(query, key, value, encoding, is_causal=causal), rtol=0, atol=1e-12)
+
+
+def test_a_list_composes():
+    """Terms add and maps chain: two encodings together equal the sum of their terms on the mapped queries and keys."""
+    rel_pos = [case[0] for case in CASES if case[1]]
+    parts = [rel_pos[0], next(r for r in rel_pos if hf_relpos.encoding_card(r["type"]).depends_on == "rotation")]
+    both = build(parts, causal=True)
+    members = list(both.members)
+    query, key, value = tensors(LENGTH, LENGTH)
+    inputs = EncodingInputs(query, key, Positions.consecutive(LENGTH, LENGTH), WIDTH**-0.5)
+    start = Contribution(query, key, inputs.scale)
+    total = both(inputs, start)
+    assert len(total.score_terms) == sum(len(member(inputs, start).score_terms) for member in members)
+    assert torch.equal(total.query, members[1](inputs, start).query)
+    mask = Mask(inputs.positions, causal=True)
+    joint, _ = attend(query, key, value, (both,), mask, scale=inputs.scale)
+    chained, _ = attend(query, key, value, members, mask, scale=inputs.scale)
+    assert torch.equal(joint, chained)
+
+
+def test_host_is_checked():
+    with pytest.raises(ValueError, match="num_heads=0"):
+        Host(0, 8, 64, None, False)
