@@ -9,12 +9,17 @@ from .conversion.add import add_relative_positions
 from .encodings.build import build_encoding, encoding_card, list_encodings
 from .encodings.card import Card
 from .encodings.encoding import Encoding, register_encoding
+from .hub.exporter import export_code
+from .hub.model_card import write_default_card
 from .models.families import CONFIG_CLASSES, MODEL_CLASSES, auto_class, register_auto_classes
+from .models.mixin import RelPosMixin
 from .version import __version__
 
 _names = {**{cls.__name__: cls for cls in CONFIG_CLASSES.values()}, **MODEL_CLASSES}
 globals().update(_names)
 register_auto_classes()
+RelPosMixin.code_exporter = staticmethod(export_code)
+RelPosMixin.card_writer = staticmethod(write_default_card)
 
 __all__ = [
     "Card",

@@ -43,7 +43,7 @@ def test_imports_point_one_way(package):
 
 
 def test_encodings_import_torch_only():
-    for package, extra in (("encodings", set()), ("attention", set()), ("models", {"transformers", "safetensors"})):
+    for package, extra in (("encodings", set()), ("attention", set()), ("models", {"transformers", "safetensors", "huggingface_hub"})):
         for path in modules(package):
             for level, module in imports(path):
                 root = module.split(".")[0]

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
+from huggingface_hub import HfApi
 from torch import nn
 from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY
 
@@ -37,13 +38,14 @@ class RelPosMixin(EncodingInitializer):
 
     ``relpos_base_class``: our class of the base model inside a model with a head; ``relpos_stack_class``: of the model inside that one, in
     families where there is one. ``code_exporter``: writes the package's code into a
-    folder that a model is saved to; set by the installed package, None in code that was itself loaded from such a folder, where
-    transformers carries the code along.
+    folder that a model is saved to, ``card_writer`` a model card; both set by the installed package, None in code that was itself
+    loaded from such a folder, where transformers carries the code along.
     """
 
     relpos_base_class: ClassVar[type | None] = None
     relpos_stack_class: ClassVar[type | None] = None
-    code_exporter: ClassVar[Callable[[Any, Path], None] | None] = None
+    code_exporter: ClassVar[Callable[[Any, Path], Any] | None] = None
+    card_writer: ClassVar[Callable[[Any, Path], None] | None] = None
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any):
         if config.rel_pos is None:
@@ -131,11 +133,48 @@ class RelPosMixin(EncodingInitializer):
             if self.code_exporter is not None:
                 type(self).code_exporter(self, staging)  # type: ignore[misc]
             super().save_pretrained(staging, is_main_process=True, **kwargs)  # type: ignore[misc]
+            if self.card_writer is not None and not (target / "README.md").exists():
+                type(self).card_writer(self, staging)  # type: ignore[misc]
             _move_into(staging, target)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
         if push:
-            self.push_to_hub(**hub_arguments)  # type: ignore[attr-defined]
+            self.push_to_hub(token=kwargs.get("token"), **hub_arguments)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        commit_message: str | None = None,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        revision: str | None = None,
+        create_pr: bool = False,
+        tokenizer: Any = None,
+        folder: str | os.PathLike | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Upload the model, its code, its card and, when given, its tokenizer in one commit; the repository is made if need be.
+
+        ``folder`` names one that the model was saved to, whose card and other files go along; without it a fresh save is uploaded. A push
+        that fails changes nothing there or here and can be repeated. Other arguments are those of ``save_pretrained``.
+        """
+        api = HfApi(token=token)
+        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        with tempfile.TemporaryDirectory() as temporary:
+            source = Path(folder) if folder is not None else Path(temporary)
+            if folder is None:
+                self.save_pretrained(source, **kwargs)
+            if tokenizer is not None:
+                tokenizer.save_pretrained(source)
+            return api.upload_folder(
+                repo_id=repo_id,
+                folder_path=source,
+                commit_message=commit_message or "Upload model with relative positions",
+                revision=revision,
+                create_pr=create_pr,
+                ignore_patterns=["checkpoint-*", ".*", "runs/*"],
+            )
 
 
 def _become(model: Any, cls: Any) -> None:

@@ -1,0 +1,1 @@
+"""Publishing: the code that goes along with a model, and its card."""

@@ -1,0 +1,144 @@
+"""The model card: what a model is, how its positions work, how it was trained, what it scored, how to load it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from ..encodings.build import parse_rel_pos
+from ..models.families import AUTO_CLASSES, head_of
+
+CARD = "README.md"
+# the Hub's names of tasks, where a head stands for one
+_TASKS = {
+    "ForQuestionAnswering": "question-answering",
+    "ForSequenceClassification": "text-classification",
+    "ForTokenClassification": "token-classification",
+    "ForMaskedLM": "fill-mask",
+    "ForCausalLM": "text-generation",
+    "ForMultipleChoice": "multiple-choice",
+}
+
+_TEMPLATE = """---
+{card_data}
+---
+
+# {title}
+
+{description}
+
+## Positions
+
+{positions}
+
+## Training
+
+{training}
+
+## Results
+
+{results}
+
+## How to load
+
+With [hf_relpos](https://pypi.org/project/hf-relpos/) installed:
+
+```python
+import hf_relpos
+from transformers import {auto}
+
+model = {auto}.from_pretrained("{model_id}")
+```
+
+Without it, by the code that comes along:
+
+```python
+from transformers import {auto}
+
+model = {auto}.from_pretrained("{model_id}", trust_remote_code=True)
+```
+
+## Citation
+
+```bibtex
+{bibtex}
+```
+"""
+
+
+def render_model_card(
+    model: Any,
+    *,
+    task: str | None = None,
+    dataset: str | None = None,
+    metrics: dict[str, float] | None = None,
+    training: dict[str, Any] | None = None,
+    model_id: str = "path/or/hub-id",
+) -> str:
+    """The card of ``model`` as Markdown with the Hub's metadata on top.
+
+    ``task`` is a Hub task such as "question-answering" (from the model's head unless given), ``metrics`` are numbers by name, ``training``
+    the settings worth telling.
+    """
+    config, cls = model.config, type(model)
+    head = head_of(cls) or "Model"
+    task = task or _TASKS.get(head)
+    parsed = parse_rel_pos(config.rel_pos)
+    names = [method.name for method, _ in parsed]
+    numbers = {name: value for name, value in (metrics or {}).items() if isinstance(value, (int, float))}
+    results = [
+        EvalResult(task_type=task, dataset_type=dataset, dataset_name=dataset, metric_type=name, metric_value=value)
+        for name, value in numbers.items()
+        if task and dataset
+    ]
+    data = ModelCardData(
+        library_name="transformers",
+        tags=["hf_relpos", "relative-position", *dict.fromkeys(names)],
+        pipeline_tag=task,
+        model_name=model_id.rstrip("/").rpartition("/")[2] if results else None,
+        eval_results=results or None,
+    )
+    parts = []
+    for method, options in parsed:
+        card = method.card
+        source = f"arXiv [{card.arxiv}](https://arxiv.org/abs/{card.arxiv})" if card.arxiv else card.venue
+        settings = json.dumps({key: value for key, value in options.to_dict().items() if value is not None})
+        parts.append(
+            f"**{method.name}**: {card.title} ({card.year}, {source}).\n\n    {card.formula}\n\n"
+            f"Options: `{settings}`. Beyond the lengths seen in training: {card.beyond_training}."
+        )
+    own = "are kept beside it" if config.absolute == "keep" else "are dropped"
+    parts.append(f"The host's own positions {own} (`absolute=\"{config.absolute}\"`).")
+    return _TEMPLATE.format(
+        card_data=data.to_yaml(),
+        title=model_id.rstrip("/").rpartition("/")[2] if model_id != "path/or/hub-id" else cls.__name__,
+        description=f"A `{cls.__name__}`: {config.model_type.removeprefix('relpos_')} with relative positions."
+        + (f" Task: {task}." if task else ""),
+        positions="\n\n".join(parts),
+        training=_table(training, "setting") if training else "Not told.",
+        results=(f"On {dataset}:\n\n" if dataset else "") + _table(numbers, "metric") if numbers else "Not measured.",
+        auto=AUTO_CLASSES[head].__name__,
+        model_id=model_id,
+        bibtex="\n\n".join(dict.fromkeys(method.card.bibtex for method, _ in parsed)),
+    )
+
+
+def _table(values: dict[str, Any], what: str) -> str:
+    rows = [f"| {name} | {f'{value:.4g}' if isinstance(value, float) else value} |" for name, value in values.items()]
+    return "\n".join((f"| {what} | value |", "| --- | --- |", *rows))
+
+
+def write_model_card(
+    model: Any, folder: str | Path, *, task: str, dataset: str, metrics: dict[str, float], training: dict[str, Any]
+) -> Path:
+    """Write the card of a trained model to ``folder/README.md`` and return its path."""
+    path = Path(folder) / CARD
+    text = render_model_card(model, task=task, dataset=dataset, metrics=metrics, training=training, model_id=str(Path(folder).name))
+    ModelCard(text).save(path)
+    return path
+
+
+def write_default_card(model: Any, folder: Path) -> None:
+    """Write a card without results to ``folder``."""
+    ModelCard(render_model_card(model)).save(folder / CARD)
