@@ -86,9 +86,8 @@ class RelativeKey(Encoding[RelativeKeyOptions]):
         return inputs.positions.distances().clamp(-limit, limit) + limit
 
     def table(self, inputs: EncodingInputs) -> Tensor:
-        """The table in the precision of the query."""
-        return self.distance_embedding.to(inputs.query.dtype)
+        """The table in the precision of the query, scaled like the content."""
+        return inputs.scale * self.distance_embedding.to(inputs.query.dtype)
 
     def score_terms(self, inputs: EncodingInputs) -> tuple[ScoreTerm, ...]:
-        values = inputs.scale * (inputs.query @ self.table(inputs).T)
-        return (QueryBuckets(values, self.bucket(inputs), inputs.positions),)
+        return (QueryBuckets.of(inputs.query, self.table(inputs), self.bucket(inputs), inputs.positions),)

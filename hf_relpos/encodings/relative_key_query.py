@@ -27,5 +27,5 @@ class RelativeKeyQuery(RelativeKey):
     )
 
     def score_terms(self, inputs: EncodingInputs) -> tuple[ScoreTerm, ...]:
-        keys = inputs.scale * (inputs.keys_per_head() @ self.table(inputs).T)
-        return (*super().score_terms(inputs), KeyBuckets(keys, self.bucket(inputs), inputs.positions))
+        key_term = KeyBuckets.of(inputs.keys_per_head(), self.table(inputs), self.bucket(inputs), inputs.positions)
+        return (*super().score_terms(inputs), key_term)

@@ -62,8 +62,8 @@ class Shaw(Encoding[ShawOptions]):
     def score_terms(self, inputs: EncodingInputs) -> tuple[QueryBuckets, ...]:
         if self.key_table is None:
             return ()
-        values = inputs.scale * (inputs.query @ self.key_table.T.to(inputs.query.dtype))
-        return (QueryBuckets(values, self._bucket(inputs), inputs.positions),)
+        table = inputs.scale * self.key_table.to(inputs.query.dtype)
+        return (QueryBuckets.of(inputs.query, table, self._bucket(inputs), inputs.positions),)
 
     def value_terms(self, inputs: EncodingInputs) -> tuple[ValueBuckets, ...]:
         if self.value_table is None:

@@ -13,7 +13,6 @@ term with a sinusoidal table.
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 from .card import Card
@@ -77,9 +76,8 @@ class Sinusoidal(ProjectedSinusoid[SinusoidalOptions]):
         distances, base = inputs.positions.distances(), float(self.options.base)
         if self.options.learned:
             return self.projected_terms(inputs, distances, base)
-        waves = sinusoid(distances, self.host.head_dim, base, self.layout, inputs.dtype).to(inputs.query.dtype)
-        identity = torch.arange(inputs.positions.num_distances, device=distances.device)
-        return (QueryBuckets(inputs.scale * (inputs.query @ waves.T), identity, inputs.positions),)
+        waves = sinusoid(distances.flip(0), self.host.head_dim, base, self.layout, inputs.dtype).to(inputs.query.dtype)
+        return (QueryBuckets(inputs.scale * inputs.query @ waves.T, None, inputs.positions),)
 
     @property
     def adds_to_input(self) -> bool:
