@@ -10,7 +10,9 @@ from typing import Annotated, Any
 
 import typer
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, help="Relative positional encodings for Hugging Face models.")
+app = typer.Typer(
+    add_completion=False, no_args_is_help=True, help="Relative positional encodings for Hugging Face models."
+)
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -31,7 +33,11 @@ def list_command(as_json: AsJson = False) -> None:
 
     rows = [(name, encoding_card(name)) for name in list_encodings()]
     if as_json:
-        typer.echo(json.dumps([{"name": name, "formula": card.formula, "year": card.year, "arxiv": card.arxiv} for name, card in rows]))
+        typer.echo(
+            json.dumps(
+                [{"name": name, "formula": card.formula, "year": card.year, "arxiv": card.arxiv} for name, card in rows]
+            )
+        )
         return
     width = max(len(name) for name, _ in rows)
     for name, card in rows:
@@ -62,15 +68,21 @@ def show(name: Annotated[str, typer.Argument(help="A method's name.")], as_json:
 def convert(
     source: Annotated[str, typer.Argument(help="Folder or Hub id of a model.")],
     target: Annotated[Path, typer.Argument(help="Folder to write.")],
-    rel_pos: Annotated[str | None, typer.Option("--rel-pos", help="Method name or JSON; not needed for old relative_key checkpoints.")] = None,
+    rel_pos: Annotated[
+        str | None, typer.Option("--rel-pos", help="Method name or JSON; not needed for old relative_key checkpoints.")
+    ] = None,
     absolute: Annotated[str | None, typer.Option(help="keep or drop the model's own positions.")] = None,
-    head: Annotated[str | None, typer.Option(help="Head to load, such as QuestionAnswering; the checkpoint's own unless given.")] = None,
+    head: Annotated[
+        str | None, typer.Option(help="Head to load, such as QuestionAnswering; the checkpoint's own unless given.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Give a pretrained model relative positions, keeping its head, and say what was kept, dropped and created."""
     from .conversion.convert import convert_checkpoint
 
-    report = convert_checkpoint(source, target, rel_pos=None if rel_pos is None else parse_value(rel_pos), absolute=absolute, head=head)
+    report = convert_checkpoint(
+        source, target, rel_pos=None if rel_pos is None else parse_value(rel_pos), absolute=absolute, head=head
+    )
     if as_json:
         typer.echo(json.dumps(report.to_dict()))
         return

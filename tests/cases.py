@@ -18,7 +18,9 @@ def variants(name: str) -> list[dict[str, Any]]:
     """``rel_pos`` values of a method: its defaults, every value of each choice and switch, and small tables."""
     cls = registered_encodings()[name]
     hints = get_type_hints(cls.Options)
-    fields = {field.name: hints[field.name] for field in dataclasses.fields(cls.Options) if field.name != "share_layers"}
+    fields = {
+        field.name: hints[field.name] for field in dataclasses.fields(cls.Options) if field.name != "share_layers"
+    }
     small = {key: value for key, value in SMALL.items() if key in fields}
     found = [{"type": name, **small}]
     if "fraction" in fields:
@@ -65,7 +67,9 @@ def label(case: Any) -> str:
     return f"{rel_pos['type']}{'-' + options if options else ''}-{'causal' if causal else 'bidirectional'}"
 
 
-def tensors(queries: int, keys: int, *, groups: int = HEADS, batch: int = 2, dtype: torch.dtype = torch.float64, seed: int = 0):
+def tensors(
+    queries: int, keys: int, *, groups: int = HEADS, batch: int = 2, dtype: torch.dtype = torch.float64, seed: int = 0
+):
     """Random query, key and value of the tests' attention."""
     generator = torch.Generator().manual_seed(seed)
 

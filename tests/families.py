@@ -55,7 +55,9 @@ def host_config(family: str, **kwargs: Any) -> Any:
 
 def config(family: str, rel_pos: Any, absolute: str = "drop", **kwargs: Any) -> Any:
     """Our config of a family, tiny."""
-    return CONFIG_CLASSES[f"relpos_{family}"](**{**_SIZES, **_EXTRA[family], "rel_pos": rel_pos, "absolute": absolute, **kwargs})
+    return CONFIG_CLASSES[f"relpos_{family}"](
+        **{**_SIZES, **_EXTRA[family], "rel_pos": rel_pos, "absolute": absolute, **kwargs}
+    )
 
 
 def randomise(model: Any, seed: int = 0) -> Any:

@@ -27,7 +27,10 @@ SHAPE = {"num_heads": HEADS, "head_dim": WIDTH}
         ({"type": "t5", "num_buckets": "32"}, r"num_buckets='32' is not valid: it must be an integer"),
         ({"type": "t5", "num_buckets": True}, r"num_buckets=True is not valid"),
         ({"type": "t5", "max_distance": 0}, r"max_distance=0 is not valid"),
-        ({"type": "t5", "direction": "sideways"}, r"direction='sideways' is not valid: it must be one of 'auto', 'causal'"),
+        (
+            {"type": "t5", "direction": "sideways"},
+            r"direction='sideways' is not valid: it must be one of 'auto', 'causal'",
+        ),
         ({"type": "shaw", "max_distance": 0}, r"max_distance=0 is not valid: it must be at least 1"),
         ({"type": "shaw", "max_distance": -3}, r"max_distance=-3 is not valid"),
         ({"type": "shaw", "keys": False, "values": False}, r"keys=False is not valid"),
@@ -36,10 +39,19 @@ SHAPE = {"num_heads": HEADS, "head_dim": WIDTH}
         ({"type": "transformer_xl", "clamp_len": 0}, r"clamp_len=0 is not valid"),
         ({"type": "sinusoidal_bias", "dim": 5}, r"dim=5 is not valid"),
         ({"type": "rope", "fraction": 0.0}, r"fraction=0.0 is not valid"),
-        ({"type": "rope", "fraction": 0.4}, r"rotates an even number of coordinates, but head_dim=8 times fraction=0.4 gives 3"),
+        (
+            {"type": "rope", "fraction": 0.4},
+            r"rotates an even number of coordinates, but head_dim=8 times fraction=0.4 gives 3",
+        ),
         ({"type": "rope", "base": 1}, r"base=1 is not valid"),
-        ({"type": "alibi", "direction": "causal"}, r"would reward distant future tokens; valid here: auto, symmetric, one_sided"),
-        ({"type": "alibi", "share_layers": "yes"}, r"share_layers='yes' is not valid: it must be true or false or null"),
+        (
+            {"type": "alibi", "direction": "causal"},
+            r"would reward distant future tokens; valid here: auto, symmetric, one_sided",
+        ),
+        (
+            {"type": "alibi", "share_layers": "yes"},
+            r"share_layers='yes' is not valid: it must be true or false or null",
+        ),
     ],
 )
 def test_rel_pos(rel_pos, message):
@@ -79,7 +91,10 @@ def test_heads_that_do_not_divide():
         ({"window": 0}, r"window=0 is not valid"),
         ({"dropout_p": 1.5}, r"dropout_p=1.5 is not valid"),
         ({"backend": "fast"}, r"unknown backend 'fast'; valid backends: auto, eager, sdpa"),
-        ({"backend": "sdpa", "return_weights": True}, r"cannot run this call: attention weights .* Backends that can: eager"),
+        (
+            {"backend": "sdpa", "return_weights": True},
+            r"cannot run this call: attention weights .* Backends that can: eager",
+        ),
         ({"document_ids": torch.zeros(2, 5)}, r"document_ids has shape \[2, 5\]"),
         ({"document_ids": torch.zeros(2, 6), "query_offset": 9, "key_offset": 0}, r"need every query among the keys"),
         ({"hidden_states": torch.zeros(2, 6)}, r"hidden_states has shape"),
@@ -100,7 +115,7 @@ def test_attention_shapes():
         hf_relpos.attention(query, key[:, :3], value[:, :3])
     with pytest.raises(ValueError, match="built for 2 heads of width 8, but query has 4 of 8"):
         hf_relpos.attention(query, key, value, hf_relpos.build_encoding("t5", num_heads=2, head_dim=8))
-    with pytest.raises(ValueError, match="has dtype torch.float32, but query has torch.float64"):
+    with pytest.raises(ValueError, match=r"has dtype torch\.float32, but query has torch\.float64"):
         hf_relpos.attention(query, key.float(), value)
 
 
@@ -115,7 +130,11 @@ def test_unsupported_architecture():
 def test_a_refused_model_is_not_touched():
     host = BertForMaskedLM(host_config("bert"))
     before = host.state_dict().keys()
-    for arguments in (({"type": "t6"}, "drop"), ({"type": "t5"}, "delete"), ({"type": "alibi", "direction": "causal"}, "drop")):
+    for arguments in (
+        ({"type": "t6"}, "drop"),
+        ({"type": "t5"}, "delete"),
+        ({"type": "alibi", "direction": "causal"}, "drop"),
+    ):
         with pytest.raises(ValueError, match="valid"):
             hf_relpos.add_relative_positions(host, arguments[0], absolute=arguments[1])
     assert type(host) is BertForMaskedLM

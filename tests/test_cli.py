@@ -56,7 +56,9 @@ def test_convert_and_export(call, tmp_path):
     assert wrong.returncode == 1
     assert "absolute='keep' or 'drop'" in wrong.stderr
     assert not (tmp_path / "out").exists()
-    done = call("convert", tmp_path / "host", tmp_path / "out", "--rel-pos", '{"type": "t5"}', "--absolute", "drop", "--json")
+    done = call(
+        "convert", tmp_path / "host", tmp_path / "out", "--rel-pos", '{"type": "t5"}', "--absolute", "drop", "--json"
+    )
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout.splitlines()[-1])
     assert report["created"] == ["bert.relpos.bias"]

@@ -90,7 +90,7 @@ def test_flattened_text_has_no_other_relative_import():
                     assert line.startswith("from .relpos_"), f"{source.name}: {line}"
 
 
-USER_ENCODING = '''
+USER_ENCODING = """
 from hf_relpos.encodings.card import Card
 from hf_relpos.encodings.encoding import Encoding, register_encoding
 from hf_relpos.encodings.options import EncodingOptions
@@ -106,7 +106,7 @@ class Nearness(Encoding[EncodingOptions]):
     def score_terms(self, inputs):
         table = 1 / (1 + inputs.positions.distances().abs().to(inputs.dtype))
         return (DistanceTable(table.expand(self.host.num_heads, -1), inputs.positions),)
-'''
+"""
 
 
 @pytest.fixture

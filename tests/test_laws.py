@@ -78,10 +78,20 @@ def test_equals_the_oracle_in_outputs_and_gradients(case, backend):
     mask = padding(2, LENGTH, "left")
     try:
         output = hf_relpos.attention(
-            query, key, value, encoding, attention_mask=mask, is_causal=causal, query_offset=3, key_offset=3, backend=backend
+            query,
+            key,
+            value,
+            encoding,
+            attention_mask=mask,
+            is_causal=causal,
+            query_offset=3,
+            key_offset=3,
+            backend=backend,
         )
-    except BackendRefusal as refusal:
-        assert str(refusal).startswith(f"backend {backend!r} cannot run this call: ")
+    except BackendRefusal:
+        # the one reason a backend of today may give for a call without weights
+        assert contribution(encoding, query, key, Positions.consecutive(LENGTH, LENGTH)).value_terms
+        assert backend != "eager"
         return
     slots = list(range(3, 3 + LENGTH))
     allowed = mask.bool()[:, None, :].expand(2, LENGTH, LENGTH)
@@ -106,13 +116,15 @@ def test_equals_the_oracle_in_outputs_and_gradients(case, backend):
     theirs = torch.autograd.grad((expected * weights).sum(), inputs.values(), allow_unused=True)
     for name, mine, other in zip(inputs, ours, theirs, strict=True):
         assert mine is not None, f"{name} gets no gradient"
-        torch.testing.assert_close(mine, other, rtol=0, atol=1e-10, msg=lambda text, name=name: f"gradient of {name}: {text}")
+        torch.testing.assert_close(
+            mine, other, rtol=0, atol=1e-10, msg=lambda text, name=name: f"gradient of {name}: {text}"
+        )
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @every_case
 def test_one_token_at_a_time_equals_the_full_pass(case, backend):
-    rel_pos, causal = case
+    _rel_pos, causal = case
     encoding = build(*case)
     query, key, value = tensors(LENGTH, LENGTH, groups=2)
     try:
@@ -122,7 +134,13 @@ def test_one_token_at_a_time_equals_the_full_pass(case, backend):
     for i in range(LENGTH):
         last = i + 1 if causal else LENGTH
         step = hf_relpos.attention(
-            query[:, :, i : i + 1], key[:, :, :last], value[:, :, :last], encoding, query_offset=i, key_offset=0, backend=backend
+            query[:, :, i : i + 1],
+            key[:, :, :last],
+            value[:, :, :last],
+            encoding,
+            query_offset=i,
+            key_offset=0,
+            backend=backend,
         )
         torch.testing.assert_close(step, full[:, :, i : i + 1], rtol=0, atol=1e-12)
 
@@ -130,7 +148,7 @@ def test_one_token_at_a_time_equals_the_full_pass(case, backend):
 @pytest.mark.parametrize("backend", BACKENDS)
 @every_case
 def test_padding_on_either_side_changes_nothing(case, backend):
-    rel_pos, causal = case
+    _rel_pos, causal = case
     encoding = build(*case)
     query, key, value = tensors(7, 7)
     try:
@@ -139,7 +157,10 @@ def test_padding_on_either_side_changes_nothing(case, backend):
         return
     junk = [torch.full_like(x[:, :, :4], 1e3) for x in (query, key, value)]
     for side in ("left", "right"):
-        padded = [torch.cat((j, x) if side == "left" else (x, j), dim=2) for x, j in zip((query, key, value), junk, strict=True)]
+        padded = [
+            torch.cat((j, x) if side == "left" else (x, j), dim=2)
+            for x, j in zip((query, key, value), junk, strict=True)
+        ]
         mask = torch.ones(2, 11)
         mask[:, slice(0, 4) if side == "left" else slice(7, 11)] = 0
         output = hf_relpos.attention(*padded, encoding, attention_mask=mask, is_causal=causal, backend=backend)
@@ -150,12 +171,14 @@ def test_padding_on_either_side_changes_nothing(case, backend):
 @pytest.mark.parametrize("backend", BACKENDS)
 @every_case
 def test_packed_sequences_equal_the_same_sequences_apart(case, backend):
-    rel_pos, causal = case
+    _rel_pos, causal = case
     encoding = build(*case)
     query, key, value = tensors(9, 9)
     documents = torch.tensor([[0, 0, 0, 0, 1, 1, 1, 1, 1]]).expand(2, -1)
     try:
-        packed = hf_relpos.attention(query, key, value, encoding, is_causal=causal, document_ids=documents, backend=backend)
+        packed = hf_relpos.attention(
+            query, key, value, encoding, is_causal=causal, document_ids=documents, backend=backend
+        )
     except BackendRefusal:
         return
     for part in (slice(0, 4), slice(4, 9)):
@@ -180,14 +203,14 @@ def test_shifting_all_slots_changes_nothing(case):
 @pytest.mark.parametrize("backend", BACKENDS)
 @every_case
 def test_bfloat16_stays_close_to_float32_at_slot_4096(case, backend):
-    rel_pos, causal = case
+    _rel_pos, causal = case
     exact, rounded = build(*case, dtype=torch.float32), build(*case, dtype=torch.float32)
     # scores of the size that models have: rounding is relative to them
     rounded.load_state_dict({key: value * 0.2 for key, value in exact.state_dict().items()})
     rounded = rounded.to(torch.bfloat16)
     exact.load_state_dict(rounded.state_dict())
     query, key, value = tensors(8, 64, dtype=torch.bfloat16)
-    arguments = dict(query_offset=4096, key_offset=4040, is_causal=causal, backend=backend)
+    arguments = {"query_offset": 4096, "key_offset": 4040, "is_causal": causal, "backend": backend}
     try:
         low = hf_relpos.attention(query, key, value, rounded, **arguments)
     except BackendRefusal:
@@ -200,13 +223,15 @@ def test_bfloat16_stays_close_to_float32_at_slot_4096(case, backend):
 @pytest.mark.parametrize("backend", BACKENDS)
 @every_case
 def test_a_query_without_keys_gives_zero_and_no_gradient(case, backend):
-    rel_pos, causal = case
+    _rel_pos, causal = case
     encoding = build(*case)
     query, key, value = (x.requires_grad_() for x in tensors(LENGTH, LENGTH))
     mask = torch.ones(2, LENGTH)
     mask[1] = 0
     try:
-        output = hf_relpos.attention(query, key, value, encoding, attention_mask=mask, is_causal=causal, backend=backend)
+        output = hf_relpos.attention(
+            query, key, value, encoding, attention_mask=mask, is_causal=causal, backend=backend
+        )
     except BackendRefusal:
         return
     assert (output[1] == 0).all()
@@ -220,7 +245,7 @@ def test_a_query_without_keys_gives_zero_and_no_gradient(case, backend):
 
 @every_case
 def test_window_sees_only_near_keys(case):
-    rel_pos, causal = case
+    _rel_pos, causal = case
     encoding = build(*case)
     query, key, value = tensors(LENGTH, LENGTH)
     near = (torch.arange(LENGTH)[:, None] - torch.arange(LENGTH)[None]).abs() < 3
@@ -261,12 +286,14 @@ def test_owns_no_buffers_and_resets_idempotently(case):
 
 @every_case
 def test_dropout_off_and_weights_sum_to_one(case):
-    rel_pos, causal = case
+    _rel_pos, causal = case
     encoding = build(*case)
     query, key, value = tensors(LENGTH, LENGTH)
     output, weights = hf_relpos.attention(query, key, value, encoding, is_causal=causal, return_weights=True)
     torch.testing.assert_close(weights.sum(-1), torch.ones_like(weights.sum(-1)))
-    torch.testing.assert_close(output, hf_relpos.attention(query, key, value, encoding, is_causal=causal), rtol=0, atol=1e-12)
+    torch.testing.assert_close(
+        output, hf_relpos.attention(query, key, value, encoding, is_causal=causal), rtol=0, atol=1e-12
+    )
 
 
 def test_a_list_composes():

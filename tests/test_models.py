@@ -5,7 +5,19 @@ import pickle
 
 import pytest
 import torch
-from families import DECODERS, ENCODERS, FAMILIES, KINDS, TABLE, config, host_config, language_head, model, randomise, tokens
+from families import (
+    DECODERS,
+    ENCODERS,
+    FAMILIES,
+    KINDS,
+    TABLE,
+    config,
+    host_config,
+    language_head,
+    model,
+    randomise,
+    tokens,
+)
 from transformers import AutoModel, DynamicCache, StaticCache
 
 import hf_relpos
@@ -40,7 +52,9 @@ def test_the_encoding_matters_and_every_parameter_learns(family, kind):
     logits = ours(ids).logits
     assert (logits - bare(ids).logits).abs().max() > 1e-3
     logits.square().sum().backward()
-    silent = [name for name, parameter in ours.named_parameters() if "relpos." in name and not parameter.grad.abs().sum() > 0]
+    silent = [
+        name for name, parameter in ours.named_parameters() if "relpos." in name and not parameter.grad.abs().sum() > 0
+    ]
     assert not silent
 
 
@@ -118,7 +132,12 @@ def test_cached_decoding_equals_the_full_pass(family, kind):
 @each_kind
 def test_sliding_window_cache_equals_the_full_pass(kind):
     ours = model(
-        "qwen3", KINDS[kind], use_sliding_window=True, sliding_window=5, max_window_layers=0, layer_types=["sliding_attention"] * 2
+        "qwen3",
+        KINDS[kind],
+        use_sliding_window=True,
+        sliding_window=5,
+        max_window_layers=0,
+        layer_types=["sliding_attention"] * 2,
     )
     ids = tokens(length=20)
     full = ours(ids).logits
@@ -136,7 +155,9 @@ def test_generate_with_cache_without_and_left_padded(family, kind):
     settings = {"max_new_tokens": 8, "pad_token_id": 1, "eos_token_id": None}
     greedy = ours.generate(ids, do_sample=False, **settings)
     assert torch.equal(ours.generate(ids, do_sample=False, use_cache=False, **settings), greedy)
-    assert torch.equal(ours.generate(ids, do_sample=False, cache_implementation="static", disable_compile=True, **settings), greedy)
+    assert torch.equal(
+        ours.generate(ids, do_sample=False, cache_implementation="static", disable_compile=True, **settings), greedy
+    )
     padded = torch.cat((torch.full((2, 3), 1), ids), dim=1)
     left = ours.generate(padded, attention_mask=(padded != 1).long(), do_sample=False, **settings)
     assert torch.equal(left[:, 3:], greedy)
@@ -232,7 +253,9 @@ def test_gradient_checkpointing_gives_the_same_gradients(family, reentrant):
             ours.enable_input_require_grads()
         ours.zero_grad()
         ours(ids).logits.square().sum().backward()
-        gradients.append({name: parameter.grad.clone() for name, parameter in ours.named_parameters() if parameter.grad is not None})
+        gradients.append(
+            {name: parameter.grad.clone() for name, parameter in ours.named_parameters() if parameter.grad is not None}
+        )
     assert gradients[0].keys() == gradients[1].keys()
     for name, gradient in gradients[0].items():
         torch.testing.assert_close(gradients[1][name], gradient, msg=lambda text, name=name: f"{name}: {text}", **close)
@@ -252,7 +275,11 @@ def test_bfloat16_stays_close_to_float32(family):
 @each_family
 def test_every_head_runs(family):
     for head, cls in classes_of(family).items():
-        labels = {} if head in ("ForQuestionAnswering", "ForNextSentencePrediction", "ForMultipleChoice") else {"num_labels": 3}
+        labels = (
+            {}
+            if head in ("ForQuestionAnswering", "ForNextSentencePrediction", "ForMultipleChoice")
+            else {"num_labels": 3}
+        )
         made = config(family, KINDS["distance"], **labels)
         ours = cls(made).eval()
         ids = tokens()[:, None].repeat(1, 2, 1) if head == "ForMultipleChoice" else tokens()
@@ -269,7 +296,11 @@ def test_every_head_of_transformers_has_a_class():
         base = host_class(classes_of(family)["Model"])
         prefix = base.__name__.removesuffix("Model")
         module = __import__(base.__module__, fromlist=["*"])
-        heads = [name for name in module.__all__ if name.startswith(f"{prefix}For") or name.endswith(("LMHeadModel", "DoubleHeadsModel"))]
+        heads = [
+            name
+            for name in module.__all__
+            if name.startswith(f"{prefix}For") or name.endswith(("LMHeadModel", "DoubleHeadsModel"))
+        ]
         ours = {host_class(cls).__name__ for cls in MODEL_CLASSES.values()}
         missing = [name for name in heads if name not in ours and hasattr(transformers, name)]
         assert not missing
@@ -302,7 +333,9 @@ def test_switching_the_implementation_behind_the_models_back_is_refused():
         with pytest.raises(ValueError, match="valid"):
             model("bert", KINDS["distance"]).set_attn_implementation(name)
     with pytest.raises(ValueError, match="would drop"):
-        hf_relpos.RelPosBertModel._from_config(config("bert", KINDS["distance"]), attn_implementation="flash_attention_2")
+        hf_relpos.RelPosBertModel._from_config(
+            config("bert", KINDS["distance"]), attn_implementation="flash_attention_2"
+        )
 
 
 @each_family

@@ -18,7 +18,12 @@ HEADS, WIDTH, LENGTH = 4, 8, 40
 def test_t5_bias_of_encoder_and_decoder(decoder, backend):
     """T5's attention block and ours on the same projections: outputs, and gradients of the input and of the bias table."""
     settings = T5Config(
-        d_model=HEADS * WIDTH, d_kv=WIDTH, num_heads=HEADS, is_decoder=decoder, dropout_rate=0.0, attn_implementation="eager"
+        d_model=HEADS * WIDTH,
+        d_kv=WIDTH,
+        num_heads=HEADS,
+        is_decoder=decoder,
+        dropout_rate=0.0,
+        attn_implementation="eager",
     )
     theirs = T5Attention(settings, has_relative_attention_bias=True, layer_idx=0).double().eval()
     ours = hf_relpos.build_encoding(
@@ -29,11 +34,14 @@ def test_t5_bias_of_encoder_and_decoder(decoder, backend):
             parameter.normal_(std=0.3)
         ours.bias.copy_(theirs.relative_attention_bias.weight)
     states = torch.randn(2, LENGTH, HEADS * WIDTH, dtype=torch.float64, requires_grad=True)
-    causal = torch.full((LENGTH, LENGTH), torch.finfo(torch.float64).min, dtype=torch.float64).triu(1) if decoder else None
+    causal = (
+        torch.full((LENGTH, LENGTH), torch.finfo(torch.float64).min, dtype=torch.float64).triu(1) if decoder else None
+    )
     expected = theirs(states, mask=None if causal is None else causal[None, None])[0]
 
     query, key, value = (
-        projection(states).unflatten(-1, (HEADS, WIDTH)).transpose(1, 2) for projection in (theirs.q, theirs.k, theirs.v)
+        projection(states).unflatten(-1, (HEADS, WIDTH)).transpose(1, 2)
+        for projection in (theirs.q, theirs.k, theirs.v)
     )
     output = hf_relpos.attention(query, key, value, ours, is_causal=decoder, backend=backend)
     output = theirs.o(output.transpose(1, 2).flatten(-2))
@@ -101,6 +109,8 @@ def test_a_model_with_a_t5_bias_equals_its_host_given_that_bias(family):
     host.load_state_dict({key: value for key, value in ours.state_dict().items() if "relpos" not in key})
     ids = tokens(length=16)
     distance = torch.arange(16)[None, :] - torch.arange(16)[:, None]
-    bucket = T5Attention._relative_position_bucket(distance, bidirectional=family == "bert", num_buckets=8, max_distance=20)
+    bucket = T5Attention._relative_position_bucket(
+        distance, bidirectional=family == "bert", num_buckets=8, max_distance=20
+    )
     bias = ours.base_model.relpos.bias[bucket].permute(2, 0, 1)[None]
     torch.testing.assert_close(ours(ids).logits, host(ids, position_bias=bias).logits, rtol=0, atol=1e-9)

@@ -43,7 +43,11 @@ def test_imports_point_one_way(package):
 
 
 def test_encodings_import_torch_only():
-    for package, extra in (("encodings", set()), ("attention", set()), ("models", {"transformers", "safetensors", "huggingface_hub"})):
+    for package, extra in (
+        ("encodings", set()),
+        ("attention", set()),
+        ("models", {"transformers", "safetensors", "huggingface_hub"}),
+    ):
         for path in modules(package):
             for level, module in imports(path):
                 root = module.split(".")[0]
@@ -66,13 +70,15 @@ def test_no_method_is_named_outside_encodings():
         docstrings = {
             id(node.body[0].value)
             for node in ast.walk(tree)
-            if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and node.body and isinstance(node.body[0], ast.Expr)
+            if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef))
+            and node.body
+            and isinstance(node.body[0], ast.Expr)
         }
         for node in ast.walk(tree):
             if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings:
-                assert not pattern.search(repr(node.value)) and node.value not in set(registered_encodings()) - COMMON_WORDS, (
-                    f"{path.name}:{node.lineno} names {node.value!r}"
-                )
+                where = f"{path.name}:{node.lineno} names {node.value!r}"
+                assert not pattern.search(repr(node.value)), where
+                assert node.value not in set(registered_encodings()) - COMMON_WORDS, where
 
 
 def test_each_method_has_a_file_of_its_name_and_an_oracle():

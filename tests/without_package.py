@@ -28,5 +28,10 @@ def run_python(code, tmp_path, environment=None, block=True):
         **(environment or {}),
     }
     return subprocess.run(
-        [sys.executable, "-c", (BLOCK if block else "") + code], capture_output=True, text=True, env=settings, cwd=tmp_path, check=False
+        [sys.executable, "-c", (BLOCK if block else "") + code],
+        capture_output=True,
+        text=True,
+        env=settings,
+        cwd=tmp_path,
+        check=False,
     )

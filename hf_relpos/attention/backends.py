@@ -48,7 +48,7 @@ def choose(name: str, call: AttentionCall) -> Backend:
     Raises ValueError for an unknown name, :class:`BackendRefusal` when the named backend objects to the call.
     """
     if name == "auto":
-        refused = []
+        refused: list[str] = []
         for backend in BACKENDS.values():
             reasons = backend.objections(call)
             if not reasons:

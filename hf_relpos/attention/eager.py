@@ -33,6 +33,6 @@ def run(call: AttentionCall) -> tuple[Tensor, Tensor]:
     weights = scores.masked_fill(blind, 0.0).softmax(dim=-1).masked_fill(blind, 0.0).to(value.dtype)
     weights = torch.nn.functional.dropout(weights, call.dropout)
     output = weights @ value
-    for term in call.value_terms:
-        output = output + term.apply(weights)
+    for added in call.value_terms:
+        output = output + added.apply(weights)
     return output.transpose(1, 2), weights

@@ -32,9 +32,13 @@ def add_relative_positions(model: Any, rel_pos: RelPos, *, absolute: str) -> Any
     target = next((cls for cls in MODEL_CLASSES.values() if host_class(cls) is type(model)), None)
     if target is None:
         known = sorted(
-            host_class(cls).__name__ for cls in MODEL_CLASSES.values() if cls.config_class.model_type == f"relpos_{old.model_type}"
+            host_class(cls).__name__
+            for cls in MODEL_CLASSES.values()
+            if cls.config_class.model_type == f"relpos_{old.model_type}"
         )
-        raise ValueError(f"{type(model).__name__} is not a supported class of {old.model_type}; supported: {', '.join(known)}")
+        raise ValueError(
+            f"{type(model).__name__} is not a supported class of {old.model_type}; supported: {', '.join(known)}"
+        )
 
     values = {key: value for key, value in old.to_dict().items() if key not in ("model_type", "transformers_version")}
     config = CONFIG_CLASSES[f"relpos_{spec.model_type}"](**{**values, "rel_pos": rel_pos, "absolute": absolute})
@@ -60,7 +64,11 @@ def add_relative_positions(model: Any, rel_pos: RelPos, *, absolute: str) -> Any
 def check_routing(model: Any) -> None:
     """Run two tokens through ``model`` and raise RuntimeError unless every attention module that has an encoding used it."""
     base = model.base_model
-    sites = {name: (module, site) for name, module in base.named_modules() if isinstance(site := getattr(module, "_relpos_site", None), Site)}
+    sites = {
+        name: (module, site)
+        for name, module in base.named_modules()
+        if isinstance(site := getattr(module, "_relpos_site", None), Site)
+    }
     waiting = {name for name, (_, site) in sites.items() if not site.cross}
     seen: set[str] = set()
 

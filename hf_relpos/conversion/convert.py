@@ -27,7 +27,10 @@ class ConversionReport:
 
     def summary(self) -> str:
         """A few lines for people."""
-        lines = [f"{self.model_class} with {self.rel_pos}, absolute positions: {self.absolute}", f"kept {self.kept} weights"]
+        lines = [
+            f"{self.model_class} with {self.rel_pos}, absolute positions: {self.absolute}",
+            f"kept {self.kept} weights",
+        ]
         for what, keys in (("dropped", self.dropped), ("created, to be trained", self.created)):
             lines.append(f"{what}: {', '.join(keys) if keys else 'none'}")
         return "\n".join(lines)
@@ -68,7 +71,12 @@ def convert_checkpoint(
     if tokenizer is not None:
         tokenizer.save_pretrained(target)
     return ConversionReport(
-        cls.__name__, model.config.rel_pos, model.config.absolute, len(model.state_dict()) - len(created), dropped, created
+        cls.__name__,
+        model.config.rel_pos,
+        model.config.absolute,
+        len(model.state_dict()) - len(created),
+        dropped,
+        created,
     )
 
 
@@ -79,7 +87,9 @@ def export_checkpoint(source: str, target: str | Path) -> list[str]:
     """
     config = AutoConfig.from_pretrained(source)
     if not config.model_type.startswith("relpos_"):
-        raise ValueError(f"{source} holds a model of type {config.model_type!r} without relative positions; use convert")
+        raise ValueError(
+            f"{source} holds a model of type {config.model_type!r} without relative positions; use convert"
+        )
     convert_checkpoint(source, target)
     return sorted(path.name for path in Path(target).iterdir())
 

@@ -38,10 +38,14 @@ def export_code(model: Any, folder: Path) -> list[Path]:
     for cls in extra:
         name, text = _foreign(cls)
         if f"{name}.py" in texts:
-            raise ExportError(f"the file of encoding {cls.name!r} would be exported as {name}.py, which the package uses itself")
+            raise ExportError(
+                f"the file of encoding {cls.name!r} would be exported as {name}.py, which the package uses itself"
+            )
         texts[f"{name}.py"] = text
         catalogue = f"{PREFIX}catalogue.py"
-        texts[catalogue] = texts[catalogue].replace("\n\nMETHODS", f"\nfrom .{name} import {cls.__name__}  # noqa: F401\n\nMETHODS", 1)
+        texts[catalogue] = texts[catalogue].replace(
+            "\n\nMETHODS", f"\nfrom .{name} import {cls.__name__}  # noqa: F401\n\nMETHODS", 1
+        )
     written = []
     for name, text in sorted(texts.items()):
         path = folder / name
@@ -84,7 +88,9 @@ def _resolve(path: Path, node: ast.ImportFrom) -> Path:
     folder = path.parent if node.level == 1 else path.parent.parent
     target = folder.joinpath(*(node.module or "").split(".")).with_suffix(".py")
     if not node.module or not target.is_file():
-        raise ExportError(f"{path}:{node.lineno}: only 'from .name import X' and 'from ..package.name import X' can be exported")
+        raise ExportError(
+            f"{path}:{node.lineno}: only 'from .name import X' and 'from ..package.name import X' can be exported"
+        )
     return target
 
 
@@ -107,13 +113,17 @@ def _foreign(cls: type[Encoding]) -> tuple[str, str]:
         path = Path(inspect.getfile(cls))
         text = path.read_text(encoding="utf-8")
     except (OSError, TypeError) as error:
-        raise ExportError(f"the encoding {cls.name!r} has no source file that could go along with the model: define it in a .py file") from error
+        raise ExportError(
+            f"the encoding {cls.name!r} has no source file that could go along with the model: define it in a .py file"
+        ) from error
     if cls.__module__ == "__main__" or not path.stem.isidentifier():
         raise ExportError(f"the encoding {cls.name!r} is defined in {path}, a script: define it in a module of its own")
     lines = text.splitlines(keepends=True)
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.ImportFrom) and node.level:
-            raise ExportError(f"{path}:{node.lineno}: the file of encoding {cls.name!r} imports other files of yours; make it one file")
+            raise ExportError(
+                f"{path}:{node.lineno}: the file of encoding {cls.name!r} imports other files of yours; make it one file"
+            )
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == PACKAGE:
             parts = (node.module or "").split(".")
             if len(parts) != 3 or parts[1] != "encodings" or node.end_lineno != node.lineno:
@@ -123,5 +133,7 @@ def _foreign(cls: type[Encoding]) -> tuple[str, str]:
                 )
             lines[node.lineno - 1] = lines[node.lineno - 1].replace(node.module or "", f".{PREFIX}{parts[2]}", 1)
         if isinstance(node, ast.Import) and any(alias.name.split(".")[0] == PACKAGE for alias in node.names):
-            raise ExportError(f"{path}:{node.lineno}: write 'from {PACKAGE}.encodings.<file> import ...' instead of 'import {PACKAGE}'")
+            raise ExportError(
+                f"{path}:{node.lineno}: write 'from {PACKAGE}.encodings.<file> import ...' instead of 'import {PACKAGE}'"
+            )
     return f"{PREFIX}{path.stem}", "".join(lines)

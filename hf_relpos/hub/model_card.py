@@ -109,7 +109,7 @@ def render_model_card(
             f"Options: `{settings}`. Beyond the lengths seen in training: {card.beyond_training}."
         )
     own = "are kept beside it" if config.absolute == "keep" else "are dropped"
-    parts.append(f"The host's own positions {own} (`absolute=\"{config.absolute}\"`).")
+    parts.append(f'The host\'s own positions {own} (`absolute="{config.absolute}"`).')
     return _TEMPLATE.format(
         card_data=data.to_yaml(),
         title=model_id.rstrip("/").rpartition("/")[2] if model_id != "path/or/hub-id" else cls.__name__,
@@ -134,7 +134,9 @@ def write_model_card(
 ) -> Path:
     """Write the card of a trained model to ``folder/README.md`` and return its path."""
     path = Path(folder) / CARD
-    text = render_model_card(model, task=task, dataset=dataset, metrics=metrics, training=training, model_id=str(Path(folder).name))
+    text = render_model_card(
+        model, task=task, dataset=dataset, metrics=metrics, training=training, model_id=str(Path(folder).name)
+    )
     ModelCard(text).save(path)
     return path
 

@@ -43,10 +43,18 @@ for _module in _MODULES:
             if issubclass(_cls, RelPosMixin):
                 MODEL_CLASSES[_name] = _cls
             elif not issubclass(_cls, EncodingInitializer):
-                CONFIG_CLASSES[_cls.model_type] = _cls
+                CONFIG_CLASSES[vars(_cls)["model_type"]] = _cls
 
 
-__all__ = ["AUTO_CLASSES", "CONFIG_CLASSES", "MODEL_CLASSES", "auto_class", "classes_of", "host_class", "register_auto_classes"]
+__all__ = [
+    "AUTO_CLASSES",
+    "CONFIG_CLASSES",
+    "MODEL_CLASSES",
+    "auto_class",
+    "classes_of",
+    "host_class",
+    "register_auto_classes",
+]
 
 
 def head_of(cls: type) -> str | None:

@@ -52,7 +52,7 @@ class RelPosMixin(EncodingInitializer):
             raise ValueError(f"{type(self).__name__} needs config.rel_pos, for example {{'type': 'none'}}")
         if config.absolute is None:
             config.absolute = "drop"
-        super().__init__(config, *args, **kwargs)
+        super().__init__(config, *args, **kwargs)  # type: ignore[call-arg]
         self.relpos_attach()
 
     def relpos_attach(self) -> None:

@@ -25,6 +25,9 @@ def attention(query, key, value, params, options, query_slots, key_slots, allowe
     bidirectional = options["direction"] == "bidirectional"
 
     def score(b, h, q, k, i, j):
-        return q @ k * factor + params["bias"][bucket(j - i, options["num_buckets"], options["max_distance"], bidirectional), h]
+        return (
+            q @ k * factor
+            + params["bias"][bucket(j - i, options["num_buckets"], options["max_distance"], bidirectional), h]
+        )
 
     return attend(query, key, value, query_slots, key_slots, allowed, score)
