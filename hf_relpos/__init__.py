@@ -11,21 +11,25 @@ from .encodings.card import Card
 from .encodings.encoding import Encoding, register_encoding
 from .hub.exporter import export_code
 from .hub.model_card import write_default_card, write_model_card
+from .models.encoder_decoder import RelPosEncoderDecoderConfig, RelPosEncoderDecoderModel, register_encoder_decoder
 from .models.families import CONFIG_CLASSES, MODEL_CLASSES, auto_class, register_auto_classes
-from .models.mixin import RelPosMixin
-from .question_answering import Answer, answer, best_spans, context_offsets
+from .models.publishing import PublishingMixin
+from .question_answering import Answer, answer, best_spans, context_offsets, window_length
 from .version import __version__
 
 _names = {**{cls.__name__: cls for cls in CONFIG_CLASSES.values()}, **MODEL_CLASSES}
 globals().update(_names)
 register_auto_classes()
-RelPosMixin.code_exporter = staticmethod(export_code)
-RelPosMixin.card_writer = staticmethod(write_default_card)
+register_encoder_decoder()
+PublishingMixin.code_exporter = staticmethod(export_code)
+PublishingMixin.card_writer = staticmethod(write_default_card)
 
 __all__ = [
     "Answer",
     "Card",
     "Encoding",
+    "RelPosEncoderDecoderConfig",
+    "RelPosEncoderDecoderModel",
     "__version__",
     "add_relative_positions",
     "answer",
@@ -38,6 +42,7 @@ __all__ = [
     "list_backends",
     "list_encodings",
     "register_encoding",
+    "window_length",
     "write_model_card",
 ]
 __all__ += list(_names)

@@ -34,38 +34,47 @@ def best_spans(
 ) -> list[tuple[float, int, int]]:
     """The ``n_best`` spans ``(score, first character, character after the last)`` of one window, best first.
 
-    ``start_logits`` and ``end_logits`` are ``[T]``; ``offsets`` gives each token's characters in the context, None outside it. Spans have at
-    most ``max_answer_length`` tokens.
+    ``start_logits`` and ``end_logits`` are ``[T]``; ``offsets`` gives each token's characters in the context, None where no span begins or
+    ends. Spans have at most ``max_answer_length`` tokens. Raises ValueError when a logit is NaN.
     """
     inside = torch.tensor([offset is not None for offset in offsets])
     length = len(offsets)
-    start = start_logits[:length].float().masked_fill(~inside, -torch.inf)
-    end = end_logits[:length].float().masked_fill(~inside, -torch.inf)
-    # the best pairs need not join the best single tokens, so more candidates than answers
-    candidates = min(max(4 * n_best, 20), length)
-    start_score, first = start.topk(candidates)
-    end_score, last = end.topk(candidates)
-    scores = start_score[:, None] + end_score[None, :]
-    width = last[None, :] - first[:, None]
-    scores = scores.masked_fill((width < 0) | (width >= max_answer_length), -torch.inf)
-    values, flat = scores.flatten().topk(min(n_best, scores.numel()))
+    start, end = (
+        logits[:length].float().masked_fill(~inside, -torch.inf) for logits in (start_logits.cpu(), end_logits.cpu())
+    )
+    if (start + end).isnan().any():
+        raise ValueError("the model gives logits that are not numbers (NaN)")
+    width = min(max_answer_length, length)
+    # scores[i, w] belongs to the tokens from i to i + w
+    ends = torch.cat((end, end.new_full((width - 1,), -torch.inf))).unfold(0, width, 1)
+    scores = (start[:, None] + ends).flatten()
+    values, flat = scores.topk(min(n_best, scores.numel()))
     spans = []
     for value, index in zip(values.tolist(), flat.tolist(), strict=True):
         if value == float("-inf"):
             break
-        begin, finish = offsets[int(first[index // candidates])], offsets[int(last[index % candidates])]
+        first, wider = divmod(index, width)
+        begin, finish = offsets[first], offsets[first + wider]
         assert begin is not None
         assert finish is not None
         spans.append((value, begin[0], finish[1]))
     return spans
 
 
-def context_offsets(encoding: Any, window: int) -> list[tuple[int, int] | None]:
-    """Characters in the context of each token of one window of a fast tokenizer's output; None for tokens outside it."""
-    return [
-        tuple(offset) if part == 1 else None
-        for offset, part in zip(encoding["offset_mapping"][window], encoding.sequence_ids(window), strict=True)
-    ]
+def context_offsets(encoding: Any, window: int, context: str) -> list[tuple[int, int] | None]:
+    """Characters in ``context`` of each token of one window of a fast tokenizer's output, without the blanks around them, which byte-level
+    tokenizers count in; None for tokens outside the context and for blanks."""
+    found: list[tuple[int, int] | None] = []
+    for (start, end), part in zip(encoding["offset_mapping"][window], encoding.sequence_ids(window), strict=True):
+        if part != 1:
+            found.append(None)
+            continue
+        while start < end and context[start].isspace():
+            start += 1
+        while start < end and context[end - 1].isspace():
+            end -= 1
+        found.append((start, end) if start < end else None)
+    return found
 
 
 def window_length(model: Any) -> int | None:
@@ -74,10 +83,13 @@ def window_length(model: Any) -> int | None:
     if getattr(config, "absolute", None) == "drop":
         return None
     limit = getattr(config, "max_position_embeddings", None)
-    embeddings = getattr(getattr(model, "base_model", model), "embeddings", None)
-    padding = getattr(embeddings, "padding_idx", None)
-    # RoBERTa-like tables keep their first rows for padding
-    return limit if limit is None or padding is None else limit - padding - 1
+    if limit is None:
+        return None
+    for module in model.modules():
+        # RoBERTa-like tables keep their first rows for padding
+        if hasattr(module, "position_embeddings") and getattr(module, "padding_idx", None) is not None:
+            return limit - module.padding_idx - 1
+    return limit
 
 
 @torch.no_grad()
@@ -89,63 +101,58 @@ def answer(
     A model without absolute positions reads the whole context at once. Others read overlapping windows of their table's length, and the
     windows' spans compete by score.
 
-    Raises ValueError for an empty question or context, ``n_best`` or ``max_answer_length`` below 1, a tokenizer without offsets, a model
-    without span logits, or a question that leaves a window no room for context.
+    Raises ValueError for an empty question or context, ``n_best`` or ``max_answer_length`` that is no integer of at least 1, a tokenizer
+    without offsets, a model without span logits or whose logits are NaN, or a question that leaves a window no room for context.
     """
     for name, text in (("question", question), ("context", context)):
         if not isinstance(text, str) or not text.strip():
             raise ValueError(f"{name}={text!r} is not valid: it must be a text that is not empty")
     for name, number in (("n_best", n_best), ("max_answer_length", max_answer_length)):
-        if number < 1:
-            raise ValueError(f"{name}={number!r} is not valid: it must be at least 1")
+        if not isinstance(number, int) or isinstance(number, bool) or number < 1:
+            raise ValueError(f"{name}={number!r} is not valid: it must be an integer of at least 1")
     if not getattr(tokenizer, "is_fast", False):
         raise ValueError(
             f"{type(tokenizer).__name__} is not a fast tokenizer, which alone knows the characters of each token"
         )
+    question = question.strip()
     limit = window_length(model)
-    arguments: dict[str, Any] = {"return_offsets_mapping": True, "verbose": False}
+    cut: dict[str, Any] = {}
     if limit is not None:
-        room = (
-            limit
-            - len(tokenizer(question, verbose=False)["input_ids"])
-            - tokenizer.num_special_tokens_to_add(pair=True)
-        )
+        asked = len(tokenizer(question, add_special_tokens=False, verbose=False)["input_ids"])
+        room = limit - asked - tokenizer.num_special_tokens_to_add(pair=True)
         if room < 8:
             raise ValueError(f"the question leaves {max(room, 0)} of {limit} tokens to the context; shorten it")
-        arguments |= {
+        cut = {
             "truncation": "only_second",
             "max_length": limit,
             "stride": min(STRIDE, room // 2),
             "return_overflowing_tokens": True,
         }
-        encoding = tokenizer(question, context, **arguments)
-    else:
-        encoding = tokenizer([question], [context], **arguments)
-    if not isinstance(encoding["input_ids"][0], list):
-        raise ValueError(f"{type(tokenizer).__name__} gave no windows")
+    encoding = tokenizer([question], [context], return_offsets_mapping=True, verbose=False, **cut)
+    names = [name for name in ("input_ids", "attention_mask", "token_type_ids") if name in encoding]
 
     device = next(model.parameters()).device
-    training = model.training
+    modes = [(module, module.training) for module in model.modules()]
     found: dict[tuple[int, int], float] = {}
     try:
         model.eval()
         for window in range(len(encoding["input_ids"])):
-            names = [name for name in ("input_ids", "attention_mask", "token_type_ids") if name in encoding]
             output = model(**{name: torch.tensor([encoding[name][window]], device=device) for name in names})
             if getattr(output, "start_logits", None) is None:
                 raise ValueError(
                     f"{type(model).__name__} gives no start and end logits; use a ...ForQuestionAnswering class"
                 )
             spans = best_spans(
-                output.start_logits[0].cpu(),
-                output.end_logits[0].cpu(),
-                context_offsets(encoding, window),
+                output.start_logits[0],
+                output.end_logits[0],
+                context_offsets(encoding, window, context),
                 n_best=n_best,
                 max_answer_length=max_answer_length,
             )
             for score, start, end in spans:
                 found[start, end] = max(score, found.get((start, end), score))
     finally:
-        model.train(training)
+        for module, mode in modes:
+            module.training = mode
     best = sorted(found.items(), key=lambda item: -item[1])[:n_best]
     return [Answer(context[start:end], score, start, end) for (start, end), score in best]

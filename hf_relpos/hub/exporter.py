@@ -13,7 +13,7 @@ from typing import Any
 from ..encodings import __file__ as _encodings_file
 from ..encodings.build import parse_rel_pos
 from ..encodings.encoding import Encoding
-from ..models.families import AUTO_CLASSES, classes_of
+from ..models.encoder_decoder import loaders_of, parts_of
 
 ROOT = Path(_encodings_file).parent.parent
 PACKAGE = __name__.split(".")[0]
@@ -32,7 +32,8 @@ def export_code(model: Any, folder: Path) -> list[Path]:
     """
     config = model.config
     family = type(model).__module__.rpartition(".")[2]
-    extra = [cls for cls, _ in parse_rel_pos(config.rel_pos) if not cls.__module__.startswith(f"{PACKAGE}.")]
+    methods = {cls: None for part in parts_of(config).values() for cls, _ in parse_rel_pos(part.rel_pos)}
+    extra = [cls for cls in methods if not cls.__module__.startswith(f"{PACKAGE}.")]
     sources = collect(ROOT / "models" / f"{family}.py")
     texts = {target: flatten(source) for source, target in sources.items()}
     for cls in extra:
@@ -51,16 +52,14 @@ def export_code(model: Any, folder: Path) -> list[Path]:
         path = folder / name
         path.write_text(text, encoding="utf-8")
         written.append(path)
-    config.auto_map = auto_map(config.model_type, family)
+    config.auto_map = auto_map(config, f"{PREFIX}{family}")
     return written
 
 
-def auto_map(model_type: str, family: str) -> dict[str, str]:
-    """The ``auto_map`` of a config: every head of its family by the Auto class that loads it."""
-    module = f"{PREFIX}{family}"
-    heads = classes_of(model_type)
-    entries = {AUTO_CLASSES[head].__name__: f"{module}.{cls.__name__}" for head, cls in heads.items()}
-    return {"AutoConfig": f"{module}.{next(iter(heads.values())).config_class.__name__}", **entries}
+def auto_map(config: Any, module: str) -> dict[str, str]:
+    """The ``auto_map`` of a config whose classes are exported as ``module``: every class that it loads as, by its Auto class."""
+    entries = {name: f"{module}.{cls.__name__}" for name, cls in loaders_of(config).items()}
+    return {"AutoConfig": f"{module}.{type(config).__name__}", **entries}
 
 
 def collect(start: Path) -> dict[Path, str]:

@@ -5,19 +5,20 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from transformers import AutoModel
 
 from ..encodings.build import parse_rel_pos
-from ..models.families import AUTO_CLASSES, head_of
+from ..models.encoder_decoder import loaders_of, parts_of
+from ..models.upload import CARD, MODEL_ID
 
-CARD = "README.md"
-# the Hub's names of tasks, where a head stands for one
+# the Hub's names of tasks, where an Auto class stands for one
 _TASKS = {
-    "ForQuestionAnswering": "question-answering",
-    "ForSequenceClassification": "text-classification",
-    "ForTokenClassification": "token-classification",
-    "ForMaskedLM": "fill-mask",
-    "ForCausalLM": "text-generation",
-    "ForMultipleChoice": "multiple-choice",
+    "AutoModelForQuestionAnswering": "question-answering",
+    "AutoModelForSequenceClassification": "text-classification",
+    "AutoModelForTokenClassification": "token-classification",
+    "AutoModelForMaskedLM": "fill-mask",
+    "AutoModelForCausalLM": "text-generation",
+    "AutoModelForMultipleChoice": "multiple-choice",
 }
 
 _TEMPLATE = """---
@@ -74,18 +75,21 @@ def render_model_card(
     dataset: str | None = None,
     metrics: dict[str, float] | None = None,
     training: dict[str, Any] | None = None,
-    model_id: str = "path/or/hub-id",
+    model_id: str = MODEL_ID,
+    title: str | None = None,
 ) -> str:
     """The card of ``model`` as Markdown with the Hub's metadata on top.
 
     ``task`` is a Hub task such as "question-answering" (from the model's head unless given), ``metrics`` are numbers by name, ``training``
-    the settings worth telling.
+    the settings worth telling. ``model_id`` is what the reader passes to ``from_pretrained``; a push fills in the repository's unless given.
+    ``title`` is its last part unless given, or the model's class.
     """
     config, cls = model.config, type(model)
-    head = head_of(cls) or "Model"
-    task = task or _TASKS.get(head)
-    parsed = parse_rel_pos(config.rel_pos)
-    names = [method.name for method, _ in parsed]
+    title = title or (model_id.rstrip("/").rpartition("/")[2] if model_id != MODEL_ID else cls.__name__)
+    loader = next((name for name, known in loaders_of(config).items() if known is cls), AutoModel.__name__)
+    task = task or _TASKS.get(loader)
+    sides = parts_of(config)
+    methods = [method for part in sides.values() for method, _ in parse_rel_pos(part.rel_pos)]
     numbers = {name: value for name, value in (metrics or {}).items() if isinstance(value, (int, float))}
     results = [
         EvalResult(task_type=task, dataset_type=dataset, dataset_name=dataset, metric_type=name, metric_value=value)
@@ -94,13 +98,28 @@ def render_model_card(
     ]
     data = ModelCardData(
         library_name="transformers",
-        tags=["hf_relpos", "relative-position", *dict.fromkeys(names)],
+        tags=["hf_relpos", "relative-position", *dict.fromkeys(method.name for method in methods)],
         pipeline_tag=task,
-        model_name=model_id.rstrip("/").rpartition("/")[2] if results else None,
+        model_name=title if results else None,
         eval_results=results or None,
     )
-    parts = []
-    for method, options in parsed:
+    return _TEMPLATE.format(
+        card_data=data.to_yaml(),
+        title=title,
+        description=f"A `{cls.__name__}`: {config.model_type.removeprefix('relpos_')} with relative positions."
+        + (f" Task: {task}." if task else ""),
+        positions="\n\n".join(_positions(side, part) for side, part in sides.items()),
+        training=_table(training, "setting") if training else "Not told.",
+        results=(f"On {dataset}:\n\n" if dataset else "") + _table(numbers, "metric") if numbers else "Not measured.",
+        auto=loader,
+        model_id=model_id,
+        bibtex="\n\n".join(dict.fromkeys(method.card.bibtex for method in methods)),
+    )
+
+
+def _positions(side: str, config: Any) -> str:
+    parts = [f"### {side.capitalize()}"] if side else []
+    for method, options in parse_rel_pos(config.rel_pos):
         card = method.card
         source = f"arXiv [{card.arxiv}](https://arxiv.org/abs/{card.arxiv})" if card.arxiv else card.venue
         settings = json.dumps({key: value for key, value in options.to_dict().items() if value is not None})
@@ -109,19 +128,7 @@ def render_model_card(
             f"Options: `{settings}`. Beyond the lengths seen in training: {card.beyond_training}."
         )
     own = "are kept beside it" if config.absolute == "keep" else "are dropped"
-    parts.append(f'The host\'s own positions {own} (`absolute="{config.absolute}"`).')
-    return _TEMPLATE.format(
-        card_data=data.to_yaml(),
-        title=model_id.rstrip("/").rpartition("/")[2] if model_id != "path/or/hub-id" else cls.__name__,
-        description=f"A `{cls.__name__}`: {config.model_type.removeprefix('relpos_')} with relative positions."
-        + (f" Task: {task}." if task else ""),
-        positions="\n\n".join(parts),
-        training=_table(training, "setting") if training else "Not told.",
-        results=(f"On {dataset}:\n\n" if dataset else "") + _table(numbers, "metric") if numbers else "Not measured.",
-        auto=AUTO_CLASSES[head].__name__,
-        model_id=model_id,
-        bibtex="\n\n".join(dict.fromkeys(method.card.bibtex for method, _ in parsed)),
-    )
+    return "\n\n".join([*parts, f'The host\'s own positions {own} (`absolute="{config.absolute}"`).'])
 
 
 def _table(values: dict[str, Any], what: str) -> str:
@@ -135,7 +142,7 @@ def write_model_card(
     """Write the card of a trained model to ``folder/README.md`` and return its path."""
     path = Path(folder) / CARD
     text = render_model_card(
-        model, task=task, dataset=dataset, metrics=metrics, training=training, model_id=str(Path(folder).name)
+        model, task=task, dataset=dataset, metrics=metrics, training=training, title=Path(folder).resolve().name
     )
     ModelCard(text).save(path)
     return path

@@ -1,6 +1,7 @@
 """All model classes of the package, and their registration with transformers' Auto classes."""
 
 import inspect
+import sys
 from typing import Any
 
 from transformers import (
@@ -16,10 +17,18 @@ from transformers import (
     AutoModelForTokenClassification,
 )
 
-from . import bert, distilbert, electra, gpt2, gpt_neox, llama, opt, qwen3, roberta
 from .architectures import ARCHITECTURES
+from .bert import RelPosBertModel
+from .distilbert import RelPosDistilBertModel
+from .electra import RelPosElectraModel
+from .gpt2 import RelPosGPT2Model
+from .gpt_neox import RelPosGPTNeoXModel
+from .llama import RelPosLlamaModel
 from .loading import host_class
 from .mixin import EncodingInitializer, RelPosMixin
+from .opt import RelPosOPTModel
+from .qwen3 import RelPosQwen3Model
+from .roberta import RelPosRobertaModel
 
 AUTO_CLASSES: dict[str, Any] = {
     "Model": AutoModel,
@@ -32,12 +41,23 @@ AUTO_CLASSES: dict[str, Any] = {
     "ForTokenClassification": AutoModelForTokenClassification,
     "ForQuestionAnswering": AutoModelForQuestionAnswering,
 }
-_MODULES = (bert, distilbert, electra, gpt2, gpt_neox, llama, opt, qwen3, roberta)
+_BASE_MODELS = (
+    RelPosBertModel,
+    RelPosDistilBertModel,
+    RelPosElectraModel,
+    RelPosGPT2Model,
+    RelPosGPTNeoXModel,
+    RelPosLlamaModel,
+    RelPosOPTModel,
+    RelPosQwen3Model,
+    RelPosRobertaModel,
+)
 
 # every config class by its model type, and every model class by name
 CONFIG_CLASSES: dict[str, Any] = {}
 MODEL_CLASSES: dict[str, Any] = {}
-for _module in _MODULES:
+for _base in _BASE_MODELS:
+    _module = sys.modules[_base.__module__]
     for _name, _cls in vars(_module).items():
         if inspect.isclass(_cls) and _cls.__module__ == _module.__name__:
             if issubclass(_cls, RelPosMixin):
@@ -57,9 +77,11 @@ __all__ = [
 ]
 
 
-def head_of(cls: type) -> str | None:
-    """The key of ``AUTO_CLASSES`` that a model class belongs to, or None."""
-    return next((head for head in sorted(AUTO_CLASSES, key=len, reverse=True) if cls.__name__.endswith(head)), None)
+def head_of(cls: Any) -> str | None:
+    """The key of ``AUTO_CLASSES`` that a model class belongs to, or None: transformers has no Auto class for GPT-2 with two heads."""
+    if cls.relpos_base_class is None:
+        return "Model"
+    return next((head for head in AUTO_CLASSES if head != "Model" and cls.__name__.endswith(head)), None)
 
 
 def classes_of(model_type: str) -> dict[str, Any]:

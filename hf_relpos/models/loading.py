@@ -82,13 +82,17 @@ def plan_loading(cls: Any, source: Any, rel_pos: Any, absolute: str | None, kwar
 
 def check_loaded(plan: LoadingPlan, info: Any) -> None:
     """Raise ValueError when a checkpoint with an encoding lacks weights of it or holds others."""
-    if not plan.has_encoding:
-        return
+    if plan.has_encoding:
+        check_encoding_weights(plan.source, plan.config.rel_pos, info)
+
+
+def check_encoding_weights(source: str, rel_pos: Any, info: Any) -> None:
+    """Raise ValueError when the loading ``info`` of ``source`` tells of encoding weights that are missing or too many for ``rel_pos``."""
     for what, keys in (("lacks", info["missing_keys"]), ("also holds", info["unexpected_keys"])):
         wrong = sorted(key for key in keys if _ENCODING_KEY.search(key) or "distance_embedding" in key)
         if wrong:
             raise ValueError(
-                f"the weights in {plan.source} disagree with its config, whose rel_pos is {plan.config.rel_pos}: the checkpoint {what} "
+                f"the weights in {source} disagree with its config, whose rel_pos is {rel_pos}: the checkpoint {what} "
                 f"{', '.join(wrong[:3])}{' ...' if len(wrong) > 3 else ''}"
             )
 
