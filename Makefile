@@ -27,6 +27,12 @@ check: $(READY)
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -m "not slow" -q
 
+bench: $(READY)
+	$(BIN)/python benchmarks/attention.py --device cpu --lengths 512 1024 2048
+
+bench-full: $(READY)
+	$(BIN)/python benchmarks/attention.py --lengths 512 1024 2048 4096 8192 --dtypes float32 bfloat16
+
 docs: $(READY)
 	$(BIN)/python docs/generate.py
 

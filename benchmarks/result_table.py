@@ -1,0 +1,96 @@
+"""The results as Markdown: a table for each pass and direction, what was not measured and why below it."""
+
+from collections.abc import Sequence
+from itertools import product
+
+from result_files import Results, Row, Spread
+
+MISSING = "–"
+
+
+def render(results: Results) -> str:
+    """The whole document."""
+    sections = [_head(results)]
+    for backward, causal in product((False, True), (False, True)):
+        rows = [row for row in results.rows if row.backward == backward and row.causal == causal]
+        if rows:
+            title = f"## {'Forward and backward' if backward else 'Forward'}, {'causal' if causal else 'bidirectional'}"
+            sections += [title, _table(rows), _reasons(rows)]
+    return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def _head(results: Results) -> str:
+    machine, setting = results.machine, results.setting
+    rounds = [len(row.milliseconds) for row in results.rows if row.status == "measured"]
+    counted = f"{min(rounds)} to {max(rounds)} rounds a case" if rounds else "nothing measured"
+    load = "unknown" if machine.load is None else f"{machine.load:.2f}"
+    lines = [
+        f"# Attention on {machine.processor}, {setting.dtype}",
+        f"Made from `{results.stem}.json`, which has every number; how to read it: [README](../README.md).",
+        f"- command: `{results.command}`",
+        f"- machine: {machine.processor}, {machine.cores} CPU cores, {machine.threads} threads, {machine.memory / 2**30:.1f} GiB, {machine.system};"
+        f" load before the run: {load}",
+        "- versions: " + ", ".join(f"{name} {version}" for name, version in results.versions.items()),
+        f"- B={setting.batch}, H={setting.heads}, D={setting.head_dim}, {setting.dtype} on {setting.device}; {counted};"
+        f" finished {results.finished} after {results.duration / 60:.1f} minutes",
+        "Time: ratio to plain SDPA of the same direction, median (lowest–highest). Memory: MiB at the peak. First row: plain SDPA itself.",
+    ]
+    return "\n\n".join((*lines[:2], "\n".join(lines[2:-1]), lines[-1]))
+
+
+def _table(rows: Sequence[Row]) -> str:
+    lengths = sorted({row.length for row in rows})
+    cells = {(row.encoding, row.backend, row.length): row for row in rows}
+    plain = {length: [row for row in rows if row.length == length] for length in lengths}
+    lines = [
+        ["encoding", "backend", *(f"time {length}" for length in lengths), *(f"MiB {length}" for length in lengths)],
+        ["---"] * (2 + 2 * len(lengths)),
+        [
+            "plain SDPA",
+            "",
+            *(_plain_time(plain[length]) for length in lengths),
+            *(_plain_memory(plain[length]) for length in lengths),
+        ],
+    ]
+    for encoding, backend in dict.fromkeys((row.encoding, row.backend) for row in rows):
+        found = [cells.get((encoding, backend, length)) for length in lengths]
+        lines.append([encoding, backend, *map(_time, found), *map(_memory, found)])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _reasons(rows: Sequence[Row]) -> str:
+    """A line for each encoding, backend and reason, with the lengths that it holds for."""
+    lengths: dict[tuple[str, str, str, str], list[int]] = {}
+    for row in rows:
+        if row.reason is not None:
+            lengths.setdefault((row.encoding, row.backend, row.status, row.reason), []).append(row.length)
+    return "\n".join(
+        f"- {encoding}, {backend}, length {', '.join(map(str, where))}: {status}. {reason}"
+        for (encoding, backend, status, reason), where in lengths.items()
+    )
+
+
+def _time(row: Row | None) -> str:
+    if row is None:
+        return MISSING
+    if row.status != "measured":
+        return row.status
+    ratio = row.ratio
+    return f"{ratio.median:.2f} ({ratio.minimum:.2f}–{ratio.maximum:.2f})"
+
+
+def _memory(row: Row | None) -> str:
+    return MISSING if row is None else _mebibytes(row.memory)
+
+
+def _mebibytes(count: int | None) -> str:
+    return MISSING if count is None else f"{count / 2**20:.1f}"
+
+
+def _plain_time(rows: Sequence[Row]) -> str:
+    times = [time for row in rows for time in row.plain_milliseconds]
+    return f"{Spread.of(times).median:.2f} ms" if times else MISSING
+
+
+def _plain_memory(rows: Sequence[Row]) -> str:
+    return _mebibytes(rows[0].plain_memory)
