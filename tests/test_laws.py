@@ -317,3 +317,40 @@ def test_a_list_composes():
 def test_host_is_checked():
     with pytest.raises(ValueError, match="num_heads=0"):
         Host(0, 8, 64, None, False)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@every_case
+def test_everything_is_made_on_the_device_of_the_query(case, backend):
+    """On the meta device a tensor made elsewhere raises, as it would on a GPU."""
+    _rel_pos, causal = case
+    encoding = build(*case).to("meta")
+    query, key, value = (x.to("meta") for x in tensors(LENGTH, LENGTH, groups=2))
+    mask = padding(2, LENGTH, "left").to("meta")
+    try:
+        output = hf_relpos.attention(
+            query, key, value, encoding, attention_mask=mask, is_causal=causal, backend=backend
+        )
+    except BackendRefusal:
+        return
+    assert output.shape == query.shape
+    assert output.device.type == "meta"
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
+@pytest.mark.parametrize("backend", BACKENDS)
+@every_case
+def test_a_gpu_gives_the_numbers_of_the_cpu(case, backend):
+    _rel_pos, causal = case
+    encoding = build(*case)
+    query, key, value = tensors(LENGTH, LENGTH, groups=2)
+    mask = padding(2, LENGTH, "left")
+    try:
+        expected = hf_relpos.attention(
+            query, key, value, encoding, attention_mask=mask, is_causal=causal, backend=backend
+        )
+    except BackendRefusal:
+        return
+    there = (x.cuda() for x in (query, key, value))
+    output = hf_relpos.attention(*there, encoding.cuda(), attention_mask=mask.cuda(), is_causal=causal, backend=backend)
+    torch.testing.assert_close(output.cpu(), expected, rtol=0, atol=1e-10)
