@@ -6,6 +6,7 @@ import json
 import pytest
 import torch
 from cases import HEADS, TABLE, WIDTH, all_cases, build, label, tensors
+from transformers.initialization import guard_torch_init_functions
 
 import hf_relpos
 from hf_relpos.attention.attend import attend
@@ -354,3 +355,17 @@ def test_a_gpu_gives_the_numbers_of_the_cpu(case, backend):
     there = (x.cuda() for x in (query, key, value))
     output = hf_relpos.attention(*there, encoding.cuda(), attention_mask=mask.cuda(), is_causal=causal, backend=backend)
     torch.testing.assert_close(output.cpu(), expected, rtol=0, atol=1e-10)
+
+
+@every_case
+def test_initialisation_leaves_loaded_parameters_alone(case):
+    """The host's loading code flags what a checkpoint filled and guards torch's init functions; in-place writes would slip past."""
+
+    encoding = build(*case)
+    before = {name: parameter.clone() for name, parameter in encoding.named_parameters()}
+    for parameter in encoding.parameters():
+        parameter._is_hf_initialized = True
+    with guard_torch_init_functions():
+        encoding.reset_parameters()
+    for name, parameter in encoding.named_parameters():
+        assert torch.equal(parameter, before[name]), name
