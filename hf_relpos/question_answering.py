@@ -61,20 +61,20 @@ def best_spans(
     return spans
 
 
-def context_offsets(encoding: Any, window: int, context: str) -> list[tuple[int, int] | None]:
-    """Characters in ``context`` of each token of one window of a fast tokenizer's output, without the blanks around them, which byte-level
-    tokenizers count in; None for tokens outside the context and for blanks."""
-    found: list[tuple[int, int] | None] = []
+def context_offsets(encoding: Any, window: int, context: str | None = None) -> list[tuple[int, int] | None]:
+    """Characters in the context of each token of one window of a fast tokenizer's output; None for tokens outside it.
+
+    With the ``context`` itself, without the blanks around a token, which byte-level tokenizers count in; None for blanks alone.
+    """
+    offsets: list[tuple[int, int] | None] = []
     for (start, end), part in zip(encoding["offset_mapping"][window], encoding.sequence_ids(window), strict=True):
-        if part != 1:
-            found.append(None)
-            continue
-        while start < end and context[start].isspace():
-            start += 1
-        while start < end and context[end - 1].isspace():
-            end -= 1
-        found.append((start, end) if start < end else None)
-    return found
+        if part == 1 and context is not None:
+            while start < end and context[start].isspace():
+                start += 1
+            while start < end and context[end - 1].isspace():
+                end -= 1
+        offsets.append((start, end) if part == 1 and (context is None or start < end) else None)
+    return offsets
 
 
 def window_length(model: Any) -> int | None:
