@@ -1,7 +1,10 @@
 """Question-answering data: reading SQuAD in its shapes, cutting contexts into windows, and turning logits back into answers."""
 
 import gzip
+import io
 import json
+import math
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +35,7 @@ def read_examples(source: str, *, split: str, limit: int | None = None) -> list[
     Hub id of a data set, of which ``split`` is read; at most ``limit``.
 
     A row has ``id``, ``question``, ``context`` and ``answers: {"text": [...], "answer_start": [...]}``. Raises :class:`DataError` that names the
-    file and row of whatever is malformed, and for an empty set.
+    file and row of whatever is malformed, and for an empty set or a file that cannot be read.
     """
     examples: list[Example] = []
     seen: set[str] = set()
@@ -58,34 +61,46 @@ def _rows(source: str, split: str) -> Iterator[tuple[str, Any]]:
         return
     suffixes = [suffix for suffix in path.suffixes if suffix != ".gz"]
     kind = suffixes[-1] if suffixes else ""
-    if kind == ".parquet":
-        import datasets
-
-        for number, row in enumerate(datasets.load_dataset("parquet", data_files=str(path), split="train"), 1):
-            yield f"{source}, row {number}", row
-        return
-    if kind not in (".json", ".jsonl"):
+    if kind not in (".json", ".jsonl", ".parquet") or not path.is_file():
         raise DataError(
             f"{source}: its format is unknown; valid: .json, .jsonl, .parquet, each also .gz, or the Hub id of a data set"
         )
     try:
-        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
             if kind == ".jsonl":
                 for number, line in enumerate(file, 1):
+                    where = f"{source}, line {number}"
                     if line.strip():
-                        yield f"{source}, line {number}", _parse(line, f"{source}, line {number}")
-                return
-            content = _parse(file.read(), source)
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+                        yield where, _parse(line, where)
+            elif kind == ".json":
+                yield from _json_rows(source, _parse(file.read(), source))
+            else:
+                yield from _parquet_rows(source, file)
+    except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{source} cannot be read: {error}") from error
-    yield from _json_rows(source, content)
 
 
-def _parse(text: str, where: str) -> Any:
+def _parse(text: bytes, where: str) -> Any:
     try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
+        return json.loads(text.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise DataError(f"{where}: not UTF-8 text: {error}") from None
+    except (json.JSONDecodeError, RecursionError) as error:
         raise DataError(f"{where}: not valid JSON: {error}") from None
+
+
+def _parquet_rows(source: str, file: Any) -> Iterator[tuple[str, Any]]:
+    import pyarrow
+    import pyarrow.parquet
+
+    number = 0
+    try:
+        for batch in pyarrow.parquet.ParquetFile(io.BytesIO(file.read())).iter_batches():
+            for row in batch.to_pylist():
+                number += 1
+                yield f"{source}, row {number}", row
+    except pyarrow.ArrowException as error:
+        raise DataError(f"{source} cannot be read: {error}") from error
 
 
 def _json_rows(source: str, content: Any) -> Iterator[tuple[str, Any]]:
@@ -96,33 +111,41 @@ def _json_rows(source: str, content: Any) -> Iterator[tuple[str, Any]]:
     if not isinstance(content, dict) or not isinstance(content.get("data"), list):
         raise DataError(f"{source}: neither a list of rows nor SQuAD's {{'data': [...]}}")
     for a, article in enumerate(content["data"], 1):
-        if "paragraphs" not in article:
+        if not isinstance(article, dict) or "paragraphs" not in article:
             yield f"{source}, record {a}", article
             continue
-        for p, paragraph in enumerate(article["paragraphs"], 1):
+        for p, paragraph in enumerate(_list_of(article, "paragraphs", f"{source}, article {a}"), 1):
             where = f"{source}, article {a}, paragraph {p}"
-            if not isinstance(paragraph, dict) or not isinstance(paragraph.get("qas"), list):
-                raise DataError(f"{where}: the field 'qas' is missing or not a list")
-            for q, question in enumerate(paragraph["qas"], 1):
-                place = f"{where}, question {q}"
-                answers = question.get("answers", [])
-                if not isinstance(answers, list) or not all(isinstance(one, dict) for one in answers):
-                    raise DataError(f"{place}: 'answers' is not a list of objects")
-                pairs = (
-                    []
-                    if question.get("is_impossible")
-                    else [(one.get("text"), one.get("answer_start")) for one in answers]
-                )
-                row = {"text": [text for text, _ in pairs], "answer_start": [start for _, start in pairs]}
-                yield place, {**question, "context": paragraph.get("context"), "answers": row}
+            for q, question in enumerate(_list_of(paragraph, "qas", where), 1):
+                yield _flat(question, paragraph, f"{where}, question {q}")
+
+
+def _list_of(holder: Any, name: str, where: str) -> list[Any]:
+    """The list ``holder[name]`` of SQuAD's nested form, or :class:`DataError`."""
+    if not isinstance(holder, dict) or not isinstance(holder.get(name), list):
+        raise DataError(f"{where}: the field {name!r} is missing or not a list")
+    return holder[name]
+
+
+def _flat(question: Any, paragraph: dict[str, Any], where: str) -> tuple[str, dict[str, Any]]:
+    if not isinstance(question, dict):
+        raise DataError(f"{where}: not an object but {type(question).__name__}")
+    # what v2.0 gives beside an impossible question is plausible, not right
+    answers = [] if question.get("is_impossible") is True else _list_of(question, "answers", where)
+    if not all(isinstance(one, dict) for one in answers):
+        raise DataError(f"{where}: 'answers' is not a list of objects")
+    columns = {name: [one.get(name) for one in answers] for name in ("text", "answer_start")}
+    return where, {**question, "context": paragraph.get("context"), "answers": columns}
 
 
 def _hub_rows(source: str, split: str) -> Iterator[tuple[str, Any]]:
     import datasets
+    from datasets.exceptions import DatasetsError
+    from huggingface_hub.errors import HTTPError
 
     try:
         rows = datasets.load_dataset(source, split=split)
-    except (ConnectionError, OSError, ValueError) as error:
+    except (OSError, ValueError, DatasetsError, HTTPError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(
             f"the data set {source!r} is neither a local file nor to be had from the Hub: {reason}"
@@ -140,6 +163,8 @@ def _example(where: str, row: Any) -> Example:
             raise DataError(f"{where}: the field {name!r} {what}")
         if not row[name].strip():
             raise DataError(f"{where}: the field {name!r} is empty")
+        if not _encodable(row[name]):
+            raise DataError(f"{where}: the field {name!r} holds half of a surrogate pair, which is no character")
     answers = row.get("answers")
     if not isinstance(answers, dict) or not all(
         isinstance(answers.get(name), list) for name in ("text", "answer_start")
@@ -149,11 +174,21 @@ def _example(where: str, row: Any) -> Example:
     if len(texts) != len(starts):
         raise DataError(f"{where}: {len(texts)} answer texts but {len(starts)} offsets")
     for text, start in zip(texts, starts, strict=True):
-        if not isinstance(text, str) or not isinstance(start, int):
+        if not isinstance(text, str) or not isinstance(start, int) or isinstance(start, bool):
             raise DataError(f"{where}: answer {text!r} at {start!r} is not a text with an integer offset")
+        if not text.strip():
+            raise DataError(f"{where}: the answer at character {start} is empty")
         if row["context"][start : start + len(text)] != text or start < 0:
             raise DataError(f"{where}: the answer {text!r} does not stand at character {start} of the context")
     return Example(row["id"], row["question"], row["context"], tuple(texts), tuple(starts))
+
+
+def _encodable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def features(
@@ -185,7 +220,7 @@ def features(
     windows = []
     for window, index in enumerate(encoding["overflow_to_sample_mapping"]):
         feature: dict[str, Any] = {name: encoding[name][window] for name in names}
-        offsets = context_offsets(encoding, window)
+        offsets = context_offsets(encoding, window, examples[index].context)
         if for_training:
             feature["start_positions"], feature["end_positions"] = _target(examples[index], offsets)
         else:
@@ -197,7 +232,10 @@ def features(
 def _target(example: Example, offsets: Sequence[tuple[int, int] | None]) -> tuple[int, int]:
     if not example.answers:
         return 0, 0
-    start, end = example.answer_starts[0], example.answer_starts[0] + len(example.answers[0])
+    # references may carry blanks around them, which no token covers
+    text = example.answers[0]
+    start = example.answer_starts[0] + len(text) - len(text.lstrip())
+    end = start + len(text.strip())
     tokens = [t for t, offset in enumerate(offsets) if offset is not None and offset[0] < end and offset[1] > start]
     inside = [offset for offset in offsets if offset is not None]
     if not tokens or inside[0][0] > start or inside[-1][1] < end:
@@ -205,12 +243,18 @@ def _target(example: Example, offsets: Sequence[tuple[int, int] | None]) -> tupl
     return tokens[0], tokens[-1]
 
 
-def collate(batch: Sequence[dict[str, Any]], tokenizer: Any, pad_to_multiple_of: int = 8) -> dict[str, torch.Tensor]:
-    """One batch of windows as tensors, padded to its longest, rounded up to a multiple of ``pad_to_multiple_of``."""
+def collate(
+    batch: Sequence[dict[str, Any]], tokenizer: Any, pad_to_multiple_of: int = 8, max_length: int | None = None
+) -> dict[str, torch.Tensor]:
+    """One batch of windows as tensors, padded to its longest, rounded up to a multiple of ``pad_to_multiple_of`` but not beyond
+    ``max_length``, where a table of positions may end."""
     names = [name for name in ("input_ids", "attention_mask", "token_type_ids") if name in batch[0]]
+    length = max(len(feature["input_ids"]) for feature in batch)
+    rounded = math.ceil(length / pad_to_multiple_of) * pad_to_multiple_of
     padded = tokenizer.pad(
         {name: [feature[name] for feature in batch] for name in names},
-        pad_to_multiple_of=pad_to_multiple_of,
+        padding="max_length",
+        max_length=rounded if max_length is None else max(length, min(rounded, max_length)),
         return_tensors="pt",
     )
     tensors = dict(padded)
@@ -234,7 +278,8 @@ def predictions_from_logits(
     """The prediction for each question: ``text``, ``score``, ``n_best`` texts with scores, and with ``version_2`` ``null_score_diff``.
 
     With ``version_2`` the text is empty when the score of no answer (start and end logit of the first token, the lowest of all windows)
-    exceeds the best span's by more than ``null_threshold``.
+    exceeds the best span's by more than ``null_threshold``. A context in which the tokenizer finds no token has no span: its text is empty
+    and what needs a span's score is None.
     """
     spans: list[dict[tuple[int, int], float]] = [{} for _ in examples]
     null = [float("inf")] * len(examples)
@@ -248,11 +293,12 @@ def predictions_from_logits(
     for example, found_spans, no_answer in zip(examples, spans, null, strict=True):
         ranked = sorted(found_spans.items(), key=lambda item: -item[1])[:n_best]
         texts = [{"text": example.context[first:last], "score": score} for (first, last), score in ranked]
-        best = texts[0] if texts else {"text": "", "score": float("-inf")}
-        prediction: dict[str, Any] = {**best, "n_best": texts}
+        prediction: dict[str, Any] = {"text": "", "score": None} if not texts else dict(texts[0])
+        prediction["n_best"] = texts
         if version_2:
-            prediction["null_score_diff"] = no_answer - best["score"]
-            if prediction["null_score_diff"] > null_threshold:
+            difference = no_answer - prediction["score"] if texts else None
+            if difference is None or difference > null_threshold:
                 prediction |= {"text": "", "score": no_answer}
+            prediction["null_score_diff"] = difference
         predictions[example.id] = prediction
     return predictions

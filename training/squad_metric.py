@@ -1,6 +1,5 @@
-"""Exact match and F1 of extractive answers, as SQuAD's official evaluation defines them (Rajpurkar et al. 2016, arXiv 1606.05250; 2018, arXiv
-1806.03822): over normalised text, the best of all reference answers counts; with unanswerable questions, an empty prediction is right
-exactly when there is no answer."""
+"""Exact match and F1 of extractive answers, as SQuAD's two official evaluation scripts define them (Rajpurkar et al. 2016, arXiv 1606.05250;
+2018, arXiv 1806.03822): over normalised text, the best of all reference answers counts. Where the scripts differ, ``version_2`` chooses."""
 
 import re
 import string
@@ -12,7 +11,7 @@ _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def normalise(text: str) -> str:
-    """Lower case, without punctuation, articles and surplus blanks, in that order."""
+    """Lower case, without ASCII punctuation, articles and surplus blanks, in that order."""
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", text.lower().translate(_PUNCTUATION)).split())
 
 
@@ -21,11 +20,14 @@ def exact(prediction: str, reference: str) -> float:
     return float(normalise(prediction) == normalise(reference))
 
 
-def f1(prediction: str, reference: str) -> float:
-    """Harmonic mean of precision and recall over the words of both as bags; without words on one side, 1.0 when there are none on both."""
+def f1(prediction: str, reference: str, *, version_2: bool = False) -> float:
+    """Harmonic mean of precision and recall over the words of both as bags.
+
+    When neither has a word, v1.1 finds no common one and gives 0; v2.0 gives 1, for that is how an unanswerable question is answered right.
+    """
     left, right = normalise(prediction).split(), normalise(reference).split()
-    if not left or not right:
-        return float(left == right)
+    if not left and not right:
+        return float(version_2)
     common = sum((Counter(left) & Counter(right)).values())
     return 2 * common / (len(left) + len(right))
 
@@ -35,23 +37,29 @@ def squad_scores(
 ) -> dict[str, float]:
     """Percentages ``exact_match`` and ``f1`` over ``examples`` (with ``id`` and ``answers``), and their number ``total``.
 
-    With ``version_2`` also both for the questions that have an answer (``has_answer_``) and those that have none (``no_answer_``). ValueError
-    names questions without a prediction, and an empty set.
+    With ``version_2`` also both for the questions that have an answer (``has_answer_``) and those that have none (``no_answer_``), an empty
+    prediction being right exactly for the latter. ValueError names questions without a prediction, those without an answer unless
+    ``version_2``, and an empty set.
     """
     if not examples:
         raise ValueError("there are no examples to score")
     missing = [example.id for example in examples if example.id not in predictions]
     if missing:
         raise ValueError(f"{len(missing)} questions have no prediction, such as {missing[0]!r}")
+    unanswerable = [example.id for example in examples if not example.answers]
+    if unanswerable and not version_2:
+        raise ValueError(f"{len(unanswerable)} questions have no answer, such as {unanswerable[0]!r}: use version_2")
     rows = []
     for example in examples:
-        references = [text for text in example.answers if normalise(text)] or [""]
+        references = list(example.answers)
+        if version_2:
+            references = [text for text in references if normalise(text)] or [""]
         prediction = predictions[example.id]
         rows.append(
             (
                 bool(example.answers),
-                max(exact(prediction, r) for r in references),
-                max(f1(prediction, r) for r in references),
+                max(exact(prediction, reference) for reference in references),
+                max(f1(prediction, reference, version_2=version_2) for reference in references),
             )
         )
 
