@@ -7,7 +7,7 @@ import pytest
 from qa_data import read_examples
 from synthetic_qa import make_rows
 
-PORTRAITS = (1, 3, 8, 26)
+SHAPES = ((1, 0), (3, 2), (8, 0), (26, 30))
 
 
 def names_in(context):
@@ -18,7 +18,7 @@ def names_in(context):
 
 def test_rows_are_valid_squad(tmp_path):
     path = tmp_path / "rows.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in make_rows(200, seed=0, portraits=PORTRAITS)))
+    path.write_text("".join(json.dumps(row) + "\n" for row in make_rows(200, seed=0, shapes=SHAPES)))
     examples = read_examples(str(path), split="train")
     assert len({example.id for example in examples}) == 200
     assert len({example.question for example in examples}) > 150
@@ -26,13 +26,13 @@ def test_rows_are_valid_squad(tmp_path):
 
 
 def test_equal_arguments_give_equal_rows():
-    assert make_rows(30, seed=3, portraits=PORTRAITS) == make_rows(30, seed=3, portraits=PORTRAITS)
-    assert make_rows(30, seed=3, portraits=PORTRAITS) != make_rows(30, seed=4, portraits=PORTRAITS)
+    assert make_rows(30, seed=3, shapes=SHAPES) == make_rows(30, seed=3, shapes=SHAPES)
+    assert make_rows(30, seed=3, shapes=SHAPES) != make_rows(30, seed=4, shapes=SHAPES)
 
 
 def test_held_out_names_occur_nowhere_else():
     def surnames(held_out):
-        rows = make_rows(400, seed=0, portraits=PORTRAITS, held_out=held_out)
+        rows = make_rows(400, seed=0, shapes=SHAPES, held_out=held_out)
         return {name.split()[-1] for row in rows for name in names_in(row["context"])}
 
     trained, held_out = surnames(False), surnames(True)
@@ -45,7 +45,7 @@ def test_held_out_names_occur_nowhere_else():
 def test_the_subject_was_named_last_before_the_answer(seed):
     """Whoever reads "she" knows who that is only from the order of the sentences."""
     pronouns = 0
-    for row in make_rows(200, seed=seed, portraits=PORTRAITS):
+    for row in make_rows(200, seed=seed, shapes=SHAPES):
         before = row["context"][: row["answers"]["answer_start"][0]]
         sentence = before.rpartition(". ")[2]
         subjects = sorted(names_in(row["context"]), key=before.rfind)

@@ -1,6 +1,6 @@
 """Questions about small invented worlds, in SQuAD's format: data that a demonstration needs no network for.
 
-A context is a row of portraits, of people, ships and buildings. Only the first sentence of a portrait is sure to name its subject; the others often
+A context is a row of portraits, of people, ships and buildings, with scenes of no consequence between them. Only the first sentence of a portrait is sure to name its subject; the others often
 say "she" or "it", so the answer belongs to whoever was named last before it: without the order of tokens it cannot be told from the same
 fact of a neighbour. Names of training and evaluation do not overlap.
 """
@@ -110,6 +110,26 @@ _BUILDING = {
 }
 
 
+_SCENES = (
+    "The {0} road by the {1} was {2} that {3}.",
+    "A {0} wind came over the {1} and it grew {2} before {3}.",
+    "Nobody crossed the {0} {1} on that {2} {3}.",
+    "Beyond the {1} lay a {0} field, {2} in the light of {3}.",
+    "It was a {2} {3}, and the {1} looked {0}.",
+)
+_SCENE_WORDS = (
+    _words("narrow muddy empty crooked silver distant broad silent stony shaded"),
+    _words("mill orchard harbour bridge quarry meadow market chapel canal forest"),
+    _words("cold wet bright grey warm misty quiet dusty pale calm"),
+    _words("morning evening winter dawn noon autumn night spring dusk afternoon"),
+)
+
+
+def _scene(chance: random.Random) -> str:
+    """A sentence that answers no question."""
+    return chance.choice(_SCENES).format(*(chance.choice(words) for words in _SCENE_WORDS))
+
+
 def _subject(chance: random.Random, surnames: Sequence[str]) -> tuple[str, str, dict[str, Fact]]:
     kind = chance.choices(("woman", "man", "ship", "building"), (4, 4, 2, 2))[0]
     surname = chance.choice(surnames)
@@ -127,13 +147,19 @@ def _sentence(template: str, who: str, value: str) -> str:
     return text[0].upper() + text[1:]
 
 
-def make_row(chance: random.Random, surnames: Sequence[str], portraits: int, number: int) -> dict[str, Any]:
-    """One question about one of ``portraits`` portraits, as a row of SQuAD's flat schema."""
+def make_row(
+    chance: random.Random, surnames: Sequence[str], portraits: int, scenes: int, number: int
+) -> dict[str, Any]:
+    """One question about one of ``portraits`` portraits, between which stand ``scenes`` sentences, as a row of SQuAD's flat schema."""
     told: list[str] = []
+    before_portrait = [0] * portraits
+    for _ in range(scenes):
+        before_portrait[chance.randrange(portraits)] += 1
     asked = chance.randrange(portraits)
     names: set[str] = set()
     question, answer, start = "", "", 0
     for place in range(portraits):
+        told += [_scene(chance) for _ in range(before_portrait[place])]
         name, pronoun, facts = _subject(chance, surnames)
         while name in names:
             name, pronoun, facts = _subject(chance, surnames)
@@ -165,11 +191,14 @@ def make_row(chance: random.Random, surnames: Sequence[str], portraits: int, num
     }
 
 
-def make_rows(count: int, *, seed: int, portraits: Sequence[int], held_out: bool = False) -> list[dict[str, Any]]:
-    """``count`` rows whose numbers of portraits go round ``portraits``; with ``held_out`` names that the others never use.
+def make_rows(
+    count: int, *, seed: int, shapes: Sequence[tuple[int, int]], held_out: bool = False
+) -> list[dict[str, Any]]:
+    """``count`` rows whose numbers of portraits and of scenes between them go round ``shapes``; with ``held_out`` names that the others
+    never use.
 
-    A portrait has about 25 word pieces. Equal arguments give equal rows.
+    A portrait has about 25 word pieces, a scene 12. Equal arguments give equal rows.
     """
     chance = random.Random(f"{seed}-{held_out}")
     surnames = _SURNAMES[1::4] if held_out else tuple(name for i, name in enumerate(_SURNAMES) if i % 4 != 1)
-    return [make_row(chance, surnames, portraits[number % len(portraits)], number) for number in range(count)]
+    return [make_row(chance, surnames, *shapes[number % len(shapes)], number) for number in range(count)]
