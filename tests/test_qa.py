@@ -462,7 +462,7 @@ def run_program(command, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["", "-m accelerate.commands.launch --cpu --num_processes 1 --num_machines 1"])
 def test_the_script_as_a_program(files, tmp_path, launcher):
-    words = flags(files, tmp_path / "out", *ARMS["drop_t5"], max_steps=2)
+    words = flags(files, tmp_path / "out", *ARMS["drop_t5"], max_steps=2, mixed_precision="bf16")
     done = run_program([*launcher.split(), TRAINING / "qa.py", *words], tmp_path)
     assert "exact_match" in done.stdout
     # progress of training and of evaluating

@@ -143,6 +143,18 @@ def test_spans_of_windows_compete_by_score_and_duplicates_count_once(monkeypatch
     assert len({(one.start, one.end) for one in answer(model, tokenizer, QUESTION, context, n_best=50)}) == 50
 
 
+@pytest.mark.parametrize("place", range(20, 32))
+def test_an_answer_that_one_window_cuts_is_whole_in_another(monkeypatch, place):
+    """Windows have 40 tokens, of which 29 are context: the answer of six meets the end of the first in every way."""
+    tokenizer = word_tokenizer()
+    context = "in " * place + "old near near near near Turin" + " in" * 60
+    model = bert(tokenizer)
+    reader = Reader(tokenizer, {"old": 3.0}, {"turin": 3.0}).attach(model, monkeypatch)
+    (found,) = answer(model, tokenizer, QUESTION, context)
+    assert (found.text, found.score) == ("old near near near near Turin", 6.0)
+    assert len(reader.seen) > 2
+
+
 def test_n_best_of_fewer_spans_than_asked(monkeypatch):
     tokenizer = word_tokenizer()
     model = bert(tokenizer, "drop")

@@ -46,8 +46,9 @@ def test_normalise(text, normalised):
         ("Denver Broncos", "The Denver Broncos!", 1.0, 1.0),
         # 1 common word, precision 1/2, recall 1/3
         ("Denver Colts", "Denver Broncos team", 0.0, 2 * (1 / 2) * (1 / 3) / (1 / 2 + 1 / 3)),
-        # bags: one of the two "new" is common
+        # bags: one of the two "new" is common, or both
         ("new new york", "new york city", 0.0, 2 / 3),
+        ("new new york", "new new city", 0.0, 2 / 3),
         ("york new", "new york", 0.0, 1.0),
         ("Paris", "London", 0.0, 0.0),
         ("", "London", 0.0, 0.0),
