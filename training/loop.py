@@ -517,5 +517,7 @@ def make_accelerator(arguments: LoopArguments) -> Accelerator:
             project_dir=arguments.output_dir, logging_dir=str(Path(arguments.output_dir) / "runs")
         ),
     )
+    if arguments.tracker != "none" and not accelerator.log_with:
+        raise RunError(f"tracker={arguments.tracker} is not installed: install it, or use tracker=none")
     set_seed(arguments.seed)
     return accelerator
