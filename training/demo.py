@@ -24,8 +24,8 @@ from transformers.utils import logging
 
 FOLDER = Path("outputs/demo")
 CONFIG = Path(__file__).parent / "configs" / "demo.yaml"
-# portraits and scenes of a context: most are short, every sixteenth is longer than the original model's 512 positions
-SHORT_AND_LONG = (*((2, 0), (3, 1), (4, 0), (2, 4), (3, 0)) * 3, (4, 45))
+# portraits and scenes of a context: most are short, every 31st is longer than the original model's 512 positions
+SHORT_AND_LONG = (*((2, 0), (3, 1), (4, 0), (2, 4), (3, 0)) * 6, (4, 42))
 LONG = ((4, 160),)
 
 READ = """
@@ -95,7 +95,7 @@ def main() -> None:
     started = time.perf_counter()
     shutil.rmtree(FOLDER, ignore_errors=True)
     data = FOLDER / "data"
-    train = write_rows(data / "train.jsonl", make_rows(2000, seed=0, shapes=SHORT_AND_LONG))
+    train = write_rows(data / "train.jsonl", make_rows(1800, seed=0, shapes=SHORT_AND_LONG))
     validation = write_rows(data / "validation.jsonl", make_rows(160, seed=1, shapes=SHORT_AND_LONG, held_out=True))
     long_rows = make_rows(20, seed=2, shapes=LONG, held_out=True)
     questions = write_rows(data / "long.jsonl", long_rows)
@@ -106,7 +106,7 @@ def main() -> None:
     print(f"1. {arguments.model} gets {arguments.rel_pos!r} in place of its own positions; untrained it scores")
     before = score_untrained(arguments)
     print(f"   exact match {before['exact_match']:.1f}, F1 {before['f1']:.1f}, on {before['total']:.0f} questions")
-    print(f"2. it learns from 2,000 invented questions ({train})")
+    print(f"2. it learns from 1,800 invented questions ({train})")
     after = run(arguments)
 
     print("3. a new process loads what was saved and reads contexts of about 2,000 tokens")
