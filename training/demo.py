@@ -39,7 +39,7 @@ model = AutoModelForQuestionAnswering.from_pretrained(folder)
 for line in open(questions, encoding="utf-8"):
     row = json.loads(line)
     best = hf_relpos.answer(model, tokenizer, row["question"], row["context"], max_answer_length=6)[0]
-    print(json.dumps({"text": best.text, "start": best.start, "score": best.score}), flush=True)
+    print(json.dumps({"text": best.text, "start": best.start}), flush=True)
 """
 
 
@@ -75,6 +75,12 @@ def read_in_a_new_process(folder: Path, questions: Path) -> list[dict[str, Any]]
         [sys.executable, "-c", READ, str(folder), str(questions)], check=True, stdout=subprocess.PIPE, text=True
     )
     return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def is_right(given: dict[str, Any], row: dict[str, Any]) -> bool:
+    """Whether an answer is the reference of ``row``, at its place."""
+    reference = row["answers"]
+    return given["start"] == reference["answer_start"][0] and given["text"] == reference["text"][0]
 
 
 def try_the_original(source: str, row: dict[str, Any]) -> str:
@@ -113,16 +119,14 @@ def main() -> None:
     answers = read_in_a_new_process(FOLDER / "model", questions)
     source = resolve_model(arguments.model)
     tokenizer = AutoTokenizer.from_pretrained(source)
-    right = sum(
-        answer["start"] == row["answers"]["answer_start"][0] and answer["text"] == row["answers"]["text"][0]
-        for answer, row in zip(answers, long_rows, strict=True)
-    )
-    shown, row = max(zip(answers, long_rows, strict=True), key=lambda pair: pair[0]["score"])
+    pairs = list(zip(answers, long_rows, strict=True))
+    right = [(given, row) for given, row in pairs if is_right(given, row)]
+    shown, row = (right or pairs)[0]
     length = len(tokenizer(row["question"], row["context"], verbose=False)["input_ids"])
     print(
-        f"   the one it is surest of, {length} tokens: Q: {row['question']}  A: {shown['text']}  (reference: {row['answers']['text'][0]})"
+        f"   {len(right)} of {len(pairs)} questions answered exactly; {'one of these' if right else 'one of them'}, {length} tokens:"
     )
-    print(f"   {right} of {len(long_rows)} such questions answered exactly")
+    print(f"   Q: {row['question']}  A: {shown['text']}  (reference: {row['answers']['text'][0]})")
     print(f"   the original model on the same tokens: {try_the_original(source, row)}")
     print(
         f"\nexact match {before['exact_match']:.1f} -> {after['exact_match']:.1f}, F1 {before['f1']:.1f} -> {after['f1']:.1f}; "
