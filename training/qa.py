@@ -179,30 +179,23 @@ def evaluate(
     return squad_scores(texts, examples, version_2=arguments.version_2)
 
 
-def run(
-    arguments: QAArguments,
-    train_examples: Sequence[Example] | None = None,
-    eval_examples: Sequence[Example] | None = None,
-    dataset_name: str | None = None,
-) -> dict[str, float]:
-    """Train and evaluate as ``arguments`` say, on the examples given or those they name; returns the metrics of the best model.
+def run(arguments: QAArguments) -> dict[str, float]:
+    """Train and evaluate as ``arguments`` say; returns the metrics of the best model.
 
     Raises :class:`RunError`, :class:`DataError` or ValueError with one line that says what is wrong, before any training.
     """
-    for name, given, file in (
-        ("train", train_examples, arguments.train_file),
-        ("validation", eval_examples, arguments.validation_file),
-    ):
-        if given is None and file is None and arguments.dataset is None:
+    for name, file in (("train", arguments.train_file), ("validation", arguments.validation_file)):
+        if file is None and arguments.dataset is None:
             raise RunError(f"no {name} data: give --{name}_file or --dataset")
     accelerator = make_accelerator(arguments)
     check_folder(arguments)
-    if train_examples is None:
-        source = arguments.train_file or str(arguments.dataset)
-        train_examples = read_examples(source, split="train", limit=arguments.limit_train)
-    if eval_examples is None:
-        source = arguments.validation_file or str(arguments.dataset)
-        eval_examples = read_examples(source, split="validation", limit=arguments.limit_eval)
+    train_examples, eval_examples = (
+        read_examples(file or str(arguments.dataset), split=split, limit=limit)
+        for file, split, limit in (
+            (arguments.train_file, "train", arguments.limit_train),
+            (arguments.validation_file, "validation", arguments.limit_eval),
+        )
+    )
     unanswerable = sum(not example.answers for example in (*train_examples, *eval_examples))
     if unanswerable and not arguments.version_2:
         raise DataError(f"{unanswerable} questions have no answer: use --version_2 true, or data in which all have one")
@@ -246,7 +239,7 @@ def run(
                 score(loop.model.eval(), accelerator)
         trained = accelerator.unwrap_model(loop.model)
         if accelerator.is_main_process:
-            dataset = dataset_name or arguments.dataset or Path(arguments.validation_file or "data").name
+            dataset = arguments.dataset or Path(arguments.validation_file or "data").name
             try:
                 _write(trained, tokenizer, folder, metrics, predictions, arguments, dataset)
                 finish(folder, metrics)
