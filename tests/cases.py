@@ -11,7 +11,28 @@ from hf_relpos.encodings.encoding import Encoding, registered_encodings
 
 HEADS, WIDTH, HIDDEN, TABLE = 4, 8, 24, 6
 # the settings that keep tables small enough for clipping to happen in the few tokens of a test
-SMALL = {"max_distance": 9, "num_buckets": 8, "max_position_embeddings": TABLE, "dim": 6, "clamp_len": 5}
+SMALL = {
+    "max_distance": 9,
+    "num_buckets": 8,
+    "max_position_embeddings": TABLE,
+    "dim": 6,
+    "clamp_len": 5,
+    "window": 4,
+    "width": 5,
+    "init_length": 4,
+    "npos": 4,
+    "group_size": 2,
+    "kernels": 3,
+    "num_bases": 3,
+    "max_relative_positions": 9,
+    "position_buckets": 4,
+    "num_relations": 5,
+    "max_position": 40,
+    "scale_base": 16,
+    "separator_ids": [5, 7],
+}
+# a table for methods that refuse texts beyond it
+LARGE = {"max_position_embeddings": 80}
 
 
 def variants(name: str) -> list[dict[str, Any]]:
@@ -34,7 +55,16 @@ def variants(name: str) -> list[dict[str, Any]]:
     for rel_pos in found:
         if rel_pos not in unique:
             unique.append(rel_pos)
-    return unique
+    return [_long_enough(rel_pos) for rel_pos in unique]
+
+
+def _long_enough(rel_pos: dict[str, Any]) -> dict[str, Any]:
+    """The same with a table that holds the tests' texts, where the method refuses longer ones."""
+    try:
+        refuses = build(rel_pos, causal=True).max_length is not None
+    except ValueError:
+        return rel_pos
+    return {**rel_pos, **LARGE} if refuses else rel_pos
 
 
 def build(rel_pos: Any, causal: bool, dtype: torch.dtype = torch.float64) -> Encoding:
@@ -44,7 +74,14 @@ def build(rel_pos: Any, causal: bool, dtype: torch.dtype = torch.float64) -> Enc
     )
     for parameter in encoding.parameters():
         torch.nn.init.uniform_(parameter, 0.2, 1.2)
-    return encoding.to(dtype)
+    return encoding.to(dtype).eval()
+
+
+def initialise(encoding: torch.nn.Module) -> None:
+    """Draw all parameters anew, those of parts inside included, as a model does."""
+    for module in encoding.modules():
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()
 
 
 def all_cases() -> list[Any]:
@@ -77,3 +114,31 @@ def tensors(
         return torch.randn(batch, heads, length, WIDTH, generator=generator, dtype=torch.float64).to(dtype)
 
     return draw(HEADS, queries), draw(groups, keys), draw(groups, keys)
+
+
+def extras(
+    length: int, *, batch: int = 2, dtype: torch.dtype = torch.float64, seed: int = 1
+) -> dict[str, torch.Tensor]:
+    """What some encodings need beyond queries and keys, for ``length`` keys that are queries too."""
+    generator = torch.Generator().manual_seed(seed)
+    steps = torch.rand(batch, length, generator=generator) < 0.3
+    return {
+        "hidden_states": torch.randn(batch, length, HIDDEN, generator=generator, dtype=torch.float64).to(dtype),
+        "segment_ids": steps.long().cumsum(-1),
+        "relation_ids": torch.randint(SMALL["num_relations"], (batch, length, length), generator=generator),
+    }
+
+
+def part_of(given: dict[str, torch.Tensor], rows: slice, cols: slice) -> dict[str, torch.Tensor]:
+    """``given`` for some of the queries and keys."""
+    return {name: value[:, rows, cols] if name == "relation_ids" else value[:, cols] for name, value in given.items()}
+
+
+def padded(given: dict[str, torch.Tensor], left: int, right: int) -> dict[str, torch.Tensor]:
+    """``given`` with junk for padding on both sides."""
+    pad = torch.nn.functional.pad
+    return {
+        "hidden_states": pad(given["hidden_states"], (0, 0, left, right), value=7.0),
+        "segment_ids": pad(given["segment_ids"], (left, right)),
+        "relation_ids": pad(given["relation_ids"], (left, right, left, right), value=1),
+    }

@@ -96,7 +96,7 @@ def test_heads_that_do_not_divide():
             r"cannot run this call: attention weights .* Backends that can: eager",
         ),
         ({"document_ids": torch.zeros(2, 5)}, r"document_ids has shape \[2, 5\]"),
-        ({"document_ids": torch.zeros(2, 6), "query_offset": 9, "key_offset": 0}, r"need every query among the keys"),
+        ({"document_ids": torch.zeros(2, 6), "query_offset": 9, "key_offset": 0}, r"must stand among the keys"),
         ({"hidden_states": torch.zeros(2, 6)}, r"hidden_states has shape"),
     ],
 )

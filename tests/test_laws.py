@@ -1,17 +1,19 @@
 """The laws that hold for every method and every backend, run over the registry."""
 
 import importlib
+import inspect
 import json
 
 import pytest
 import torch
-from cases import HEADS, TABLE, WIDTH, all_cases, build, label, tensors
+from cases import HEADS, TABLE, WIDTH, all_cases, build, extras, initialise, label, padded, part_of, tensors
 from transformers.initialization import guard_torch_init_functions
 
 import hf_relpos
 from hf_relpos.attention.attend import attend
 from hf_relpos.attention.backends import BACKENDS, BackendRefusal
 from hf_relpos.attention.call import Mask
+from hf_relpos.attention.functional import optional_inputs
 from hf_relpos.encodings.build import build_encoding
 from hf_relpos.encodings.encoding import Contribution, EncodingInputs, registered_encodings
 from hf_relpos.encodings.options import Host
@@ -22,9 +24,18 @@ every_case = pytest.mark.parametrize("case", CASES, ids=label)
 LENGTH = 11
 
 
+def inputs_of(encoding, query, key, positions):
+    given = part_of(extras(key.shape[2]), slice(key.shape[2] - query.shape[2], None), slice(None))
+    return EncodingInputs(query, key, positions, WIDTH**-0.5, **optional_inputs(encoding, positions, **given))
+
+
 def contribution(encoding, query, key, positions):
-    inputs = EncodingInputs(query, key, positions, WIDTH**-0.5)
+    inputs = inputs_of(encoding, query, key, positions)
     return encoding(inputs, Contribution(query, key, inputs.scale))
+
+
+def encoding_reaches(encoding, length):
+    return encoding.max_length is None or encoding.max_length >= length
 
 
 def padding(batch, keys, side):
@@ -48,8 +59,9 @@ def test_tile_equals_at(case):
     b, h, i, j = torch.meshgrid(torch.arange(2), torch.arange(HEADS), torch.arange(5), torch.arange(9), indexing="ij")
     for term in contribution(encoding, query, key, positions).score_terms:
         dense = term.tile().expand(2, HEADS, 5, 9)
-        assert torch.equal(dense, term.at(b, h, i, j))
-        assert torch.equal(dense[:, :, 1:4, 2:8], term.tile(slice(1, 4), slice(2, 8)).expand(2, HEADS, 3, 6))
+        torch.testing.assert_close(dense, term.at(b, h, i, j), rtol=1e-14, atol=1e-14)
+        part = term.tile(slice(1, 4), slice(2, 8)).expand(2, HEADS, 3, 6)
+        torch.testing.assert_close(dense[:, :, 1:4, 2:8], part, rtol=1e-14, atol=1e-14)
 
 
 def test_mask_tile_equals_at():
@@ -77,6 +89,8 @@ def test_equals_the_oracle_in_outputs_and_gradients(case, backend):
     encoding = build(*case)
     query, key, value = (x.requires_grad_() for x in tensors(LENGTH, LENGTH, groups=2))
     mask = padding(2, LENGTH, "left")
+    given = extras(LENGTH)
+    given["hidden_states"].requires_grad_()
     try:
         output = hf_relpos.attention(
             query,
@@ -88,10 +102,12 @@ def test_equals_the_oracle_in_outputs_and_gradients(case, backend):
             query_offset=3,
             key_offset=3,
             backend=backend,
+            **given,
         )
     except BackendRefusal:
-        # the one reason a backend of today may give for a call without weights
-        assert contribution(encoding, query, key, Positions.consecutive(LENGTH, LENGTH)).value_terms
+        # the reasons that a backend of today may give for a call without weights
+        added = contribution(encoding, query, key, Positions.consecutive(LENGTH, LENGTH))
+        assert added.value_terms or added.row_maps
         assert backend != "eager"
         return
     slots = list(range(3, 3 + LENGTH))
@@ -99,6 +115,9 @@ def test_equals_the_oracle_in_outputs_and_gradients(case, backend):
     if causal:
         allowed = allowed & torch.ones(LENGTH, LENGTH, dtype=torch.bool).tril()
     parameters = dict(encoding.named_parameters())
+    index = torch.tensor([slots, [max(i - 4, 0) for i in range(LENGTH)]])
+    known = {**given, "query_index": index, "key_index": index}
+    wanted = inspect.signature(oracle.attention).parameters
     expected = oracle.attention(
         query,
         key.repeat_interleave(2, dim=1),
@@ -109,13 +128,18 @@ def test_equals_the_oracle_in_outputs_and_gradients(case, backend):
         slots,
         allowed,
         WIDTH**-0.5,
+        **{name: value for name, value in known.items() if name in wanted},
     )
     torch.testing.assert_close(output, expected, rtol=0, atol=1e-10)
     weights = torch.randn(output.shape, dtype=output.dtype)
     inputs = {"query": query, "key": key, "value": value, **parameters}
+    if "hidden_states" in wanted:
+        inputs["hidden_states"] = given["hidden_states"]
     ours = torch.autograd.grad((output * weights).sum(), inputs.values(), allow_unused=True)
     theirs = torch.autograd.grad((expected * weights).sum(), inputs.values(), allow_unused=True)
     for name, mine, other in zip(inputs, ours, theirs, strict=True):
+        if mine is None and other is None and encoding.adds_to_input:
+            continue
         assert mine is not None, f"{name} gets no gradient"
         torch.testing.assert_close(
             mine, other, rtol=0, atol=1e-10, msg=lambda text, name=name: f"gradient of {name}: {text}"
@@ -128,8 +152,9 @@ def test_one_token_at_a_time_equals_the_full_pass(case, backend):
     _rel_pos, causal = case
     encoding = build(*case)
     query, key, value = tensors(LENGTH, LENGTH, groups=2)
+    given = extras(LENGTH)
     try:
-        full = hf_relpos.attention(query, key, value, encoding, is_causal=causal, backend=backend)
+        full = hf_relpos.attention(query, key, value, encoding, is_causal=causal, backend=backend, **given)
     except BackendRefusal:
         return
     for i in range(LENGTH):
@@ -142,6 +167,7 @@ def test_one_token_at_a_time_equals_the_full_pass(case, backend):
             query_offset=i,
             key_offset=0,
             backend=backend,
+            **part_of(given, slice(i, i + 1), slice(0, last)),
         )
         torch.testing.assert_close(step, full[:, :, i : i + 1], rtol=0, atol=1e-12)
 
@@ -152,19 +178,27 @@ def test_padding_on_either_side_changes_nothing(case, backend):
     _rel_pos, causal = case
     encoding = build(*case)
     query, key, value = tensors(7, 7)
+    given = extras(7)
     try:
-        alone = hf_relpos.attention(query, key, value, encoding, is_causal=causal, backend=backend)
+        alone = hf_relpos.attention(query, key, value, encoding, is_causal=causal, backend=backend, **given)
     except BackendRefusal:
         return
     junk = [torch.full_like(x[:, :, :4], 1e3) for x in (query, key, value)]
     for side in ("left", "right"):
-        padded = [
+        longer = [
             torch.cat((j, x) if side == "left" else (x, j), dim=2)
             for x, j in zip((query, key, value), junk, strict=True)
         ]
         mask = torch.ones(2, 11)
         mask[:, slice(0, 4) if side == "left" else slice(7, 11)] = 0
-        output = hf_relpos.attention(*padded, encoding, attention_mask=mask, is_causal=causal, backend=backend)
+        output = hf_relpos.attention(
+            *longer,
+            encoding,
+            attention_mask=mask,
+            is_causal=causal,
+            backend=backend,
+            **padded(given, 4 if side == "left" else 0, 0 if side == "left" else 4),
+        )
         real = output[:, :, 4:] if side == "left" else output[:, :, :7]
         torch.testing.assert_close(real, alone, rtol=0, atol=1e-12)
 
@@ -175,16 +209,23 @@ def test_packed_sequences_equal_the_same_sequences_apart(case, backend):
     _rel_pos, causal = case
     encoding = build(*case)
     query, key, value = tensors(9, 9)
+    given = extras(9)
     documents = torch.tensor([[0, 0, 0, 0, 1, 1, 1, 1, 1]]).expand(2, -1)
     try:
         packed = hf_relpos.attention(
-            query, key, value, encoding, is_causal=causal, document_ids=documents, backend=backend
+            query, key, value, encoding, is_causal=causal, document_ids=documents, backend=backend, **given
         )
     except BackendRefusal:
         return
     for part in (slice(0, 4), slice(4, 9)):
         apart = hf_relpos.attention(
-            query[:, :, part], key[:, :, part], value[:, :, part], encoding, is_causal=causal, backend=backend
+            query[:, :, part],
+            key[:, :, part],
+            value[:, :, part],
+            encoding,
+            is_causal=causal,
+            backend=backend,
+            **part_of(given, part, part),
         )
         torch.testing.assert_close(packed[:, :, part], apart, rtol=0, atol=1e-12)
 
@@ -196,8 +237,9 @@ def test_shifting_all_slots_changes_nothing(case):
         pytest.skip("the card does not call this method relative")
     encoding = build(*case)
     query, key, value = tensors(LENGTH, LENGTH)
-    here = hf_relpos.attention(query, key, value, encoding, is_causal=causal)
-    there = hf_relpos.attention(query, key, value, encoding, is_causal=causal, query_offset=1000, key_offset=1000)
+    given = {"is_causal": causal, **extras(LENGTH)}
+    here = hf_relpos.attention(query, key, value, encoding, **given)
+    there = hf_relpos.attention(query, key, value, encoding, query_offset=1000, key_offset=1000, **given)
     torch.testing.assert_close(there, here, rtol=0, atol=1e-6)
 
 
@@ -211,11 +253,14 @@ def test_bfloat16_stays_close_to_float32_at_slot_4096(case, backend):
     rounded = rounded.to(torch.bfloat16)
     exact.load_state_dict(rounded.state_dict())
     query, key, value = tensors(8, 64, dtype=torch.bfloat16)
-    arguments = {"query_offset": 4096, "key_offset": 4040, "is_causal": causal, "backend": backend}
+    far = 4096 if encoding_reaches(exact, 4104) else 60
+    arguments = {"query_offset": far, "key_offset": far - 56, "is_causal": causal, "backend": backend}
+    arguments |= part_of(extras(64, dtype=torch.bfloat16), slice(56, None), slice(None))
     try:
         low = hf_relpos.attention(query, key, value, rounded, **arguments)
     except BackendRefusal:
         return
+    arguments["hidden_states"] = arguments["hidden_states"].float()
     high = hf_relpos.attention(query.float(), key.float(), value.float(), exact, **arguments)
     assert low.dtype == torch.bfloat16
     torch.testing.assert_close(low.float(), high, rtol=0, atol=0.08)
@@ -231,7 +276,7 @@ def test_a_query_without_keys_gives_zero_and_no_gradient(case, backend):
     mask[1] = 0
     try:
         output = hf_relpos.attention(
-            query, key, value, encoding, attention_mask=mask, is_causal=causal, backend=backend
+            query, key, value, encoding, attention_mask=mask, is_causal=causal, backend=backend, **extras(LENGTH)
         )
     except BackendRefusal:
         return
@@ -241,7 +286,7 @@ def test_a_query_without_keys_gives_zero_and_no_gradient(case, backend):
     for x in (query, key, value):
         assert x.grad.isfinite().all()
         assert (x.grad[1] == 0).all()
-    assert all(parameter.grad.isfinite().all() for parameter in encoding.parameters())
+    assert all(parameter.grad is None or parameter.grad.isfinite().all() for parameter in encoding.parameters())
 
 
 @every_case
@@ -250,8 +295,9 @@ def test_window_sees_only_near_keys(case):
     encoding = build(*case)
     query, key, value = tensors(LENGTH, LENGTH)
     near = (torch.arange(LENGTH)[:, None] - torch.arange(LENGTH)[None]).abs() < 3
-    windowed = hf_relpos.attention(query, key, value, encoding, is_causal=causal, window=3)
-    masked = hf_relpos.attention(query, key, value, encoding, is_causal=causal, attention_mask=near[None, None])
+    given = {"is_causal": causal, **extras(LENGTH)}
+    windowed = hf_relpos.attention(query, key, value, encoding, window=3, **given)
+    masked = hf_relpos.attention(query, key, value, encoding, attention_mask=near[None, None], **given)
     torch.testing.assert_close(windowed, masked, rtol=0, atol=1e-12)
 
 
@@ -279,7 +325,7 @@ def test_owns_no_buffers_and_resets_idempotently(case):
             for parameter in encoding.parameters():
                 parameter.fill_(torch.nan)
         torch.manual_seed(3)
-        encoding.reset_parameters()
+        initialise(encoding)
         states.append({key: value.clone() for key, value in encoding.state_dict().items()})
     assert all(value.isfinite().all() for value in states[0].values())
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
@@ -290,11 +336,10 @@ def test_dropout_off_and_weights_sum_to_one(case):
     _rel_pos, causal = case
     encoding = build(*case)
     query, key, value = tensors(LENGTH, LENGTH)
-    output, weights = hf_relpos.attention(query, key, value, encoding, is_causal=causal, return_weights=True)
+    given = {"is_causal": causal, **extras(LENGTH)}
+    output, weights = hf_relpos.attention(query, key, value, encoding, return_weights=True, **given)
     torch.testing.assert_close(weights.sum(-1), torch.ones_like(weights.sum(-1)))
-    torch.testing.assert_close(
-        output, hf_relpos.attention(query, key, value, encoding, is_causal=causal), rtol=0, atol=1e-12
-    )
+    torch.testing.assert_close(output, hf_relpos.attention(query, key, value, encoding, **given), rtol=0, atol=1e-12)
 
 
 def test_a_list_composes():
@@ -304,7 +349,7 @@ def test_a_list_composes():
     both = build(parts, causal=True)
     members = list(both.members)
     query, key, value = tensors(LENGTH, LENGTH)
-    inputs = EncodingInputs(query, key, Positions.consecutive(LENGTH, LENGTH), WIDTH**-0.5)
+    inputs = inputs_of(both, query, key, Positions.consecutive(LENGTH, LENGTH))
     start = Contribution(query, key, inputs.scale)
     total = both(inputs, start)
     assert len(total.score_terms) == sum(len(member(inputs, start).score_terms) for member in members)
@@ -328,9 +373,10 @@ def test_everything_is_made_on_the_device_of_the_query(case, backend):
     encoding = build(*case).to("meta")
     query, key, value = (x.to("meta") for x in tensors(LENGTH, LENGTH, groups=2))
     mask = padding(2, LENGTH, "left").to("meta")
+    given = {name: value.to("meta") for name, value in extras(LENGTH).items()}
     try:
         output = hf_relpos.attention(
-            query, key, value, encoding, attention_mask=mask, is_causal=causal, backend=backend
+            query, key, value, encoding, attention_mask=mask, is_causal=causal, backend=backend, **given
         )
     except BackendRefusal:
         return
@@ -346,14 +392,18 @@ def test_a_gpu_gives_the_numbers_of_the_cpu(case, backend):
     encoding = build(*case)
     query, key, value = tensors(LENGTH, LENGTH, groups=2)
     mask = padding(2, LENGTH, "left")
+    given = extras(LENGTH)
     try:
         expected = hf_relpos.attention(
-            query, key, value, encoding, attention_mask=mask, is_causal=causal, backend=backend
+            query, key, value, encoding, attention_mask=mask, is_causal=causal, backend=backend, **given
         )
     except BackendRefusal:
         return
     there = (x.cuda() for x in (query, key, value))
-    output = hf_relpos.attention(*there, encoding.cuda(), attention_mask=mask.cuda(), is_causal=causal, backend=backend)
+    given = {name: value.cuda() for name, value in given.items()}
+    output = hf_relpos.attention(
+        *there, encoding.cuda(), attention_mask=mask.cuda(), is_causal=causal, backend=backend, **given
+    )
     torch.testing.assert_close(output.cpu(), expected, rtol=0, atol=1e-10)
 
 
@@ -366,6 +416,6 @@ def test_initialisation_leaves_loaded_parameters_alone(case):
     for parameter in encoding.parameters():
         parameter._is_hf_initialized = True
     with guard_torch_init_functions():
-        encoding.reset_parameters()
+        initialise(encoding)
     for name, parameter in encoding.named_parameters():
         assert torch.equal(parameter, before[name]), name

@@ -1,10 +1,11 @@
 """Attention with encodings: the one path from queries, keys and values to an output, used by models and by tensors alike."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
-from ..encodings.encoding import Contribution, EncodingInputs
+from ..encodings.encoding import Contribution, EncodingInputs, contribute
 from .backends import choose
 from .call import AttentionCall, Mask
 
@@ -20,18 +21,15 @@ def attend(
     dropout: float = 0.0,
     backend: str = "auto",
     need_weights: bool = False,
-    hidden_states: Tensor | None = None,
-    segment_ids: Tensor | None = None,
-    relation_ids: Tensor | None = None,
+    **given: Any,
 ) -> tuple[Tensor, Tensor | None]:
     """Output ``[B, Tq, H, Dv]`` and weights ``[B, H, Tq, Tk]`` or None, for ``query`` ``[B, H, Tq, D]``, ``key`` ``[B, G, Tk, D]``, ``value`` ``[B, G, Tk, Dv]``.
 
-    Raises ValueError when the backend is unknown or refuses the call.
+    ``given``: optional fields of ``EncodingInputs``. Raises ValueError when an encoding lacks one that it needs, or the backend is unknown
+    or refuses the call.
     """
-    inputs = EncodingInputs(query, key, mask.positions, scale, hidden_states, segment_ids, relation_ids)
-    total = Contribution(query, key, scale)
-    for encoding in encodings:
-        total = encoding(inputs, total)
+    inputs = EncodingInputs(query, key, mask.positions, scale, **given)
+    total = contribute(encodings, inputs, Contribution(query, key, scale))
     call = AttentionCall(
         total.query,
         total.key,
@@ -40,6 +38,7 @@ def attend(
         total.scale,
         total.score_terms,
         total.value_terms,
+        total.row_maps,
         dropout,
         need_weights,
     )

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..encodings.encoding import RowMap
 from ..encodings.positions import Positions
-from ..encodings.terms import ALL, ScoreTerm, ValueBuckets
+from ..encodings.terms import ALL, ScoreTerm, ValueTerm
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,8 @@ class AttentionCall:
     mask: Mask
     scale: float
     score_terms: tuple[ScoreTerm, ...] = ()
-    value_terms: tuple[ValueBuckets, ...] = ()
+    value_terms: tuple[ValueTerm, ...] = ()
+    row_maps: tuple[RowMap, ...] = ()
     dropout: float = 0.0
     need_weights: bool = False
 

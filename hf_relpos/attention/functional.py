@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..encodings.encoding import Tokens, key_state
 from ..encodings.positions import Positions
 from .attend import attend
 from .call import Mask
@@ -79,7 +80,8 @@ def attention(
         query_offset, key_offset: slots of the first query and the first key; ``key_offset=None`` means
             ``max(query_offset + Tq - Tk, 0)``.
         document_ids: ``[B, Tk]``; a query sees its own document. Queries must stand among the keys.
-        hidden_states, segment_ids, relation_ids: ``[B, Tk, E]``, ``[B, Tk]``, ``[B, Tq, Tk]``, for encodings that need them.
+        hidden_states, segment_ids, relation_ids: ``[B, Tk, E]``, ``[B, Tk]``, ``[B, Tq, Tk]``, for encodings that need them; with the first two,
+            queries must stand among the keys.
         scale: of the content score; ``1/sqrt(D)`` unless given.
         dropout_p: dropout of the attention weights.
         backend: ``"auto"`` or one of ``list_backends()``.
@@ -131,13 +133,9 @@ def attention(
         dense = _as_dense(attention_mask, batch, heads, queries, keys)
     query_documents = None
     if document_ids is not None:
-        among = positions.query - positions.key_start
-        _expect(
-            bool(((among >= 0) & (among < keys)).all()),
-            f"document_ids need every query among the keys, but queries start at slot {query_offset} and {keys} keys at {positions.key_start}",
-        )
-        query_documents = document_ids[:, among[0]]
+        query_documents = positions.of_queries(document_ids)
     mask = Mask(positions, is_causal, window, padding, query_documents, document_ids, dense)
+    given = optional_inputs(encoding, positions, padding, document_ids, hidden_states, segment_ids, relation_ids)
     output, weights = attend(
         query,
         key,
@@ -148,9 +146,47 @@ def attention(
         dropout=dropout_p,
         backend=backend,
         need_weights=return_weights,
-        hidden_states=hidden_states,
-        segment_ids=segment_ids,
-        relation_ids=relation_ids,
+        **given,
     )
     output = output.transpose(1, 2)
     return (output, weights) if return_weights else output
+
+
+def optional_inputs(
+    encoding: nn.Module | None,
+    positions: Positions,
+    padding: Tensor | None = None,
+    document_ids: Tensor | None = None,
+    hidden_states: Tensor | None = None,
+    segment_ids: Tensor | None = None,
+    relation_ids: Tensor | None = None,
+) -> dict[str, Any]:
+    """The optional fields of ``EncodingInputs`` for ``encoding``, from what :func:`attention` is given."""
+    if encoding is None:
+        return {}
+    given: dict[str, Any] = {
+        "relation_ids": relation_ids,
+        "key_state": key_state([encoding], Tokens(hidden_states, segment_ids)),
+    }
+    if "hidden_states" in encoding.needs and hidden_states is not None:  # type: ignore[operator]
+        given["hidden_states"] = positions.of_queries(hidden_states)
+    if "index" in encoding.needs:  # type: ignore[operator]
+        given["key_index"] = _text_index(positions, padding, document_ids)
+        given["query_index"] = positions.of_queries(given["key_index"])
+    return given
+
+
+def _text_index(positions: Positions, padding: Tensor | None, document_ids: Tensor | None) -> Tensor:
+    """The place of each key in its own text ``[B|1, Tk]``: its slot, counted from the end of the padding before it or from the start of its document."""
+    slots = positions.key
+    first_slot = torch.zeros_like(slots)
+    if padding is not None:
+        leading = padding.long().cumsum(-1) == 0
+        # a padded row starts behind its padding, any other at slot 0, which a sliding cache may have dropped
+        first_slot = torch.where(leading.any(-1), positions.key_start + leading.sum(-1), 0)[:, None].expand(
+            -1, slots.shape[1]
+        )
+    if document_ids is not None:
+        begins = torch.nn.functional.pad(document_ids[:, 1:] != document_ids[:, :-1], (1, 0))
+        first_slot = torch.where(begins, slots, first_slot).cummax(-1).values
+    return (slots - first_slot).clamp(min=0)

@@ -20,6 +20,8 @@ def objections(call: AttentionCall) -> list[str]:
         reasons.append("attention weights are asked for, and the fused kernel does not return them")
     if call.value_terms:
         reasons.append("the encoding adds to the values by distance, which needs the attention weights")
+    if call.row_maps:
+        reasons.append("the encoding maps whole rows of scores, which the fused kernel does not show")
     return reasons
 
 

@@ -1,14 +1,14 @@
 """Giving relative positions to a model that is already in memory."""
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from ..encodings.build import RelPos, build_encodings, parse_rel_pos
+from ..encodings.build import RelPos, parse_rel_pos
 from ..models.architectures import architecture
 from ..models.families import CONFIG_CLASSES, MODEL_CLASSES, host_class
-from ..models.placement import check_absolute, host_of
+from ..models.model_inputs import example_inputs
+from ..models.placement import check_absolute, host_of, lay_out
 from ..models.routing import PREFIX, Site, implementation_name
 
 
@@ -43,7 +43,8 @@ def add_relative_positions(model: Any, rel_pos: RelPos, *, absolute: str) -> Any
     values = {key: value for key, value in old.to_dict().items() if key not in ("model_type", "transformers_version")}
     config = CONFIG_CLASSES[f"relpos_{spec.model_type}"](**{**values, "rel_pos": rel_pos, "absolute": absolute})
     config._attn_implementation = implementation_name("eager" if old._attn_implementation == "eager" else None)
-    build_encodings(config.rel_pos, host_of(config, spec))
+    layers = sum(type(module).__name__ in spec.self_attention for module in model.modules())
+    lay_out(config.rel_pos, host_of(config, spec), layers)
 
     reference = next(model.parameters())
     training = model.training
@@ -61,6 +62,19 @@ def add_relative_positions(model: Any, rel_pos: RelPos, *, absolute: str) -> Any
     return model
 
 
+class _Witness(Site):
+    """A site that notes in ``seen`` that it was called."""
+
+    def __init__(self, site: Site, name: str, seen: set[str]):
+        self.__dict__.update(site.__dict__)
+        self.name = name
+        self.seen = seen
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self.seen.add(self.name)
+        return super().__call__(*args, **kwargs)
+
+
 def check_routing(model: Any) -> None:
     """Run two tokens through ``model`` and raise RuntimeError unless every attention module that has an encoding used it."""
     base = model.base_model
@@ -72,20 +86,14 @@ def check_routing(model: Any) -> None:
     waiting = {name for name, (_, site) in sites.items() if not site.cross}
     seen: set[str] = set()
 
-    def witness(name: str, site: Site) -> Callable[..., Any]:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            seen.add(name)
-            return site(*args, **kwargs)
-
-        return call
-
     training = model.training
     try:
         for name, (module, site) in sites.items():
-            module._relpos_site = witness(name, site)  # type: ignore[assignment]
+            module._relpos_site = _Witness(site, name, seen)  # type: ignore[assignment]
         with torch.no_grad():
             model.eval()
-            base(input_ids=torch.zeros(1, 2, dtype=torch.long, device=next(model.parameters()).device))
+            ids = torch.zeros(1, 2, dtype=torch.long, device=next(model.parameters()).device)
+            base(input_ids=ids, **example_inputs(base, ids))
     finally:
         for module, site in sites.values():
             module._relpos_site = site  # type: ignore[assignment]

@@ -7,6 +7,9 @@ For encoders, where the paper defines nothing: ``symmetric`` uses ``|i - j|`` (a
 from right; ``one_sided`` lets the first half of the heads see only the past and the others only the future, each group with the
 causal slopes of its number of heads (a recipe of the ALiBi repository, ofirpress/attention_with_linear_biases issue 5).
 
+``learned=True`` multiplies each head's slope by ``exp(s_h)`` with learned ``s``, 0 at first, so that slopes stay positive. The paper tried learned
+slopes and found them to extrapolate no better.
+
 The penalty is written as a distance, at most 0, never as slope times key index: in bfloat16 the latter is wrong by whole logits.
 """
 
@@ -15,6 +18,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, Self
 
 import torch
+from torch import nn
 
 from .card import Card
 from .encoding import Encoding, EncodingInputs, register_encoding
@@ -24,25 +28,26 @@ from .terms import DistanceTable
 
 @dataclass(frozen=True, kw_only=True)
 class AlibiOptions(EncodingOptions):
-    """``direction`` auto = causal in a decoder, symmetric in an encoder."""
+    """``direction`` auto = causal in a decoder, symmetric in an encoder; ``learned``: slopes are learned, from the paper's on."""
 
     direction: Literal["auto", "causal", "symmetric", "one_sided"] = "auto"
+    learned: bool = False
 
     def resolve(self, host: Host) -> Self:
         if self.direction == "auto":
             return replace(self, direction="causal" if host.causal else "symmetric")
         if self.direction == "causal" and not host.causal:
             raise ValueError(
-                "rel_pos type 'alibi': direction='causal' in a bidirectional model would reward distant future tokens; "
+                "direction='causal' in a bidirectional model would reward distant future tokens; "
                 "valid here: auto, symmetric, one_sided"
             )
         if self.direction == "one_sided" and host.causal:
             raise ValueError(
-                "rel_pos type 'alibi': direction='one_sided' in a causal model would leave half of the heads with nothing to see; "
+                "direction='one_sided' in a causal model would leave half of the heads with nothing to see; "
                 "valid here: auto, causal, symmetric"
             )
         if self.direction == "one_sided" and host.num_heads < 2:
-            raise ValueError("rel_pos type 'alibi': direction='one_sided' needs at least 2 heads, one for each side")
+            raise ValueError("direction='one_sided' needs at least 2 heads, one for each side")
         return self
 
 
@@ -58,7 +63,7 @@ def alibi_slopes(num_heads: int) -> list[float]:
 
 @register_encoding
 class Alibi(Encoding[AlibiOptions]):
-    """No parameters."""
+    """No parameters; with ``learned`` ``log_scale`` ``[H]``, zeros, one set for all layers."""
 
     name = "alibi"
     Options = AlibiOptions
@@ -74,20 +79,35 @@ class Alibi(Encoding[AlibiOptions]):
         beyond_training="the penalty goes on linearly",
     )
 
+    def create_parameters(self) -> None:
+        self.log_scale = nn.Parameter(torch.empty(self.host.num_heads)) if self.options.learned else None
+
+    def reset_parameters(self) -> None:
+        if self.log_scale is not None:
+            nn.init.zeros_(self.log_scale)
+
+    def _slopes(self, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+        """The slope of each head, ``[H, 1]``; one_sided counts the heads of each side by themselves."""
+        heads = self.host.num_heads
+        past = heads // 2 if self.options.direction == "one_sided" else 0
+        paper = (alibi_slopes(past) if past else []) + alibi_slopes(heads - past)
+        slopes = torch.tensor(paper, dtype=dtype, device=device)
+        return (slopes if self.log_scale is None else slopes * self.log_scale.to(dtype).exp())[:, None]
+
     def score_terms(self, inputs: EncodingInputs) -> tuple[DistanceTable]:
         distances = inputs.positions.distances().to(inputs.dtype)
-        heads = self.host.num_heads
-
-        def slopes(count: int) -> torch.Tensor:
-            return torch.tensor(alibi_slopes(count), dtype=inputs.dtype, device=distances.device)[:, None]
-
+        slopes = self._slopes(inputs.dtype, distances.device)
         if self.options.direction == "one_sided":
-            past = (-slopes(heads // 2) * distances).masked_fill(distances < 0, -math.inf)
-            future = (slopes(heads - heads // 2) * distances).masked_fill(distances > 0, -math.inf)
-            table = torch.cat((past, future))
+            past = self.host.num_heads // 2
+            table = torch.cat(
+                (
+                    (-slopes[:past] * distances).masked_fill(distances < 0, -math.inf),
+                    (slopes[past:] * distances).masked_fill(distances > 0, -math.inf),
+                )
+            )
         elif self.options.direction == "symmetric":
-            table = -slopes(heads) * distances.abs()
+            table = -slopes * distances.abs()
         else:
             # future keys are masked by the host; clamping keeps the table at most 0 there
-            table = -slopes(heads) * distances.clamp(min=0)
+            table = -slopes * distances.clamp(min=0)
         return (DistanceTable(table, inputs.positions),)

@@ -7,9 +7,10 @@ from torch import nn
 
 from .card import Card
 from .catalogue import METHODS
-from .encoding import Composition, Encoding, registered_encodings
+from .encoding import Composition, Encoding, Part, encoding_class, parse_part, registered_encodings
 from .options import EncodingOptions, Host
 
+# a name, a dict with a "type", a list of these, or {"layers": [any of these, ...]}
 RelPos = str | dict[str, Any] | Sequence[str | dict[str, Any]]
 
 assert METHODS, "importing the catalogue registers the package's methods"
@@ -25,41 +26,47 @@ def encoding_card(name: str) -> Card:
     return encoding_class(name).card
 
 
-def encoding_class(name: str) -> type[Encoding]:
-    """The registered class of a ``rel_pos`` type; ValueError lists the valid ones."""
-    known = registered_encodings()
-    if name not in known:
-        raise ValueError(f"unknown rel_pos type {name!r}; valid types: {', '.join(known)}")
-    return known[name]
+def is_layered(rel_pos: Any) -> bool:
+    """Whether a ``rel_pos`` value gives different layers different encodings: ``{"layers": [...]}``."""
+    return isinstance(rel_pos, dict) and "layers" in rel_pos
 
 
-def parse_rel_pos(rel_pos: RelPos) -> list[tuple[type[Encoding], EncodingOptions]]:
-    """The classes and options that a ``rel_pos`` value names, in order; ValueError says what is wrong with it."""
+def layer_values(rel_pos: Any) -> list[Any]:
+    """The ``rel_pos`` value of each layer, to be repeated for as many layers as there are: one for all unless it is ``{"layers": [...]}``.
+
+    Raises ValueError when that has other keys, is empty or is nested.
+    """
+    if not is_layered(rel_pos):
+        return [rel_pos]
+    layers = rel_pos["layers"]
+    if len(rel_pos) > 1 or not isinstance(layers, (list, tuple)) or not layers or any(map(is_layered, layers)):
+        raise ValueError(
+            f"rel_pos={rel_pos!r} is not valid: encodings by layer are {{'layers': [A, B, ...]}}, one rel_pos value for each layer, "
+            "repeated from the start when there are more layers"
+        )
+    return list(layers)
+
+
+def parse_rel_pos(rel_pos: Any) -> list[tuple[type[Encoding], EncodingOptions]]:
+    """The classes and options that a ``rel_pos`` value names, in order, layer after layer where they differ; ValueError says what is wrong with it."""
+    if is_layered(rel_pos):
+        return [part for value in layer_values(rel_pos) for part in parse_rel_pos(value)]
     parts = list(rel_pos) if isinstance(rel_pos, (list, tuple)) else [rel_pos]
     if not parts:
         raise ValueError("rel_pos=[] names no encoding; use {'type': 'none'} for a model without positions")
-    parsed = []
-    for part in parts:
-        if isinstance(part, str):
-            part = {"type": part}
-        if not isinstance(part, dict) or not isinstance(part.get("type"), str):
-            raise ValueError(
-                f"rel_pos={part!r} is not valid: give a dict such as {{'type': NAME, ...}} or a list of dicts; "
-                f"valid types: {', '.join(registered_encodings())}"
-            )
-        cls = encoding_class(part["type"])
-        parsed.append(
-            (cls, cls.Options.from_dict(cls.name, {key: value for key, value in part.items() if key != "type"}))
-        )
-    return parsed
+    return [parse_part(part) for part in parts]
 
 
 def build_encodings(rel_pos: RelPos, host: Host) -> list[Encoding]:
-    """One freshly initialised encoding for each part of ``rel_pos``."""
+    """One freshly initialised encoding for each part of ``rel_pos``; ValueError when it differs by layer."""
+    if is_layered(rel_pos):
+        raise ValueError(
+            "rel_pos={'layers': ...} describes a whole model; an encoding belongs to one layer: build one of its values"
+        )
     return [cls(options, host) for cls, options in parse_rel_pos(rel_pos)]
 
 
-def compose(encodings: Sequence[Encoding]) -> Encoding | Composition:
+def compose(encodings: Sequence[Part]) -> Part:
     """One module for one or several encodings."""
     return encodings[0] if len(encodings) == 1 else Composition(encodings)
 

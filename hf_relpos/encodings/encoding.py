@@ -5,8 +5,8 @@ computed where they are used, in float32 at least, because loading a checkpoint 
 """
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
@@ -15,9 +15,22 @@ from torch import Tensor, nn
 from .card import Card
 from .options import EncodingOptions, Host
 from .positions import Positions
-from .terms import ScoreTerm, ValueBuckets
+from .terms import ScoreTerm, ValueTerm
 
 OptionsT = TypeVar("OptionsT", bound=EncodingOptions)
+
+# content scores [B, H, Tq, Tk], sum of all score terms or None, visible keys [B|1, 1|H, Tq, Tk] or None -> content scores
+RowMap = Callable[[Tensor, Tensor | None, Tensor | None], Tensor]
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """What the tokens of a call bring along, for :meth:`Encoding.key_state`: the layer's input ``[B, T, E]``, segment numbers ``[B, T]``, and
+    marks ``[B, T, M]`` that :meth:`Encoding.token_marks` read off their ids; None where there is none."""
+
+    hidden_states: Tensor | None = None
+    segment_ids: Tensor | None = None
+    marks: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -25,8 +38,13 @@ class EncodingInputs:
     """All that an encoding may look at.
 
     ``query`` ``[B, H, Tq, D]`` and ``key`` ``[B, G, Tk, D]`` (``G`` divides ``H``: grouped keys are not repeated) as the host
-    projects them; ``scale`` is the factor of the content score, usually ``1/sqrt(D)``. The last three are offered to encodings
-    whose ``needs`` name them: ``hidden_states`` ``[B, Tk, E]``, ``segment_ids`` ``[B, Tk]``, ``relation_ids`` ``[B, Tq, Tk]``.
+    projects them; ``scale`` is the factor of the content score, usually ``1/sqrt(D)``.
+
+    The rest is for encodings whose ``needs`` name it. ``hidden_states`` ``[B, Tq, E]``: the layer's input for the queries. ``relation_ids`` ``[B, Tq,
+    Tk]``. ``query_index`` ``[B|1, Tq]`` and ``key_index`` ``[B|1, Tk]``: the place of each token in its own text, 0 for the first; unlike slots they
+    differ by sample under left padding and start anew in each packed document. ``key_state`` ``[B, Tk, S]``: what
+    :meth:`Encoding.key_state` gave for each key. ``seed``: a number drawn once for a forward of the whole model. ``projections``: the host's own
+    maps of ``[N, E]`` to queries and keys ``[H|G, N, D]``. ``shared``: what :class:`SharedPart` modules hand to the layers.
     """
 
     query: Tensor
@@ -34,8 +52,13 @@ class EncodingInputs:
     positions: Positions
     scale: float
     hidden_states: Tensor | None = None
-    segment_ids: Tensor | None = None
     relation_ids: Tensor | None = None
+    query_index: Tensor | None = None
+    key_index: Tensor | None = None
+    key_state: Tensor | None = None
+    seed: int | None = None
+    projections: tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]] | None = None
+    shared: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -47,40 +70,127 @@ class EncodingInputs:
         repeats = self.query.shape[1] // self.key.shape[1]
         return self.key if repeats == 1 else self.key.repeat_interleave(repeats, dim=1)
 
+    def indices(self) -> tuple[Tensor, Tensor]:
+        """``query_index`` and ``key_index``; slots where nothing else is known."""
+        query = self.positions.query if self.query_index is None else self.query_index
+        key = self.positions.key if self.key_index is None else self.key_index
+        return query, key
+
+    def require(self, name: str, who: str) -> Tensor:
+        """The input called ``name``; ValueError says that the encoding ``who`` cannot do without."""
+        value = getattr(self, name)
+        if value is None:
+            raise missing_input(name, who)
+        return value
+
+
+def missing_input(name: str, who: str) -> ValueError:
+    """The error for an encoding ``who`` that is not given the input ``name``."""
+    return ValueError(f"the encoding {who!r} needs {name}, which this call does not give")
+
 
 @dataclass(frozen=True)
 class Contribution:
-    """What an encoding adds to one call: mapped queries and keys, the content scale, and terms for scores and values."""
+    """What encodings add to one call: mapped queries and keys, the content scale, terms for scores and values, and maps of whole rows of
+    content scores, which run after everything else is known."""
 
     query: Tensor
     key: Tensor
     scale: float
     score_terms: tuple[ScoreTerm, ...] = ()
-    value_terms: tuple[ValueBuckets, ...] = ()
+    value_terms: tuple[ValueTerm, ...] = ()
+    row_maps: tuple[RowMap, ...] = ()
+    shared: Mapping[str, Tensor] = field(default_factory=dict)
 
 
-class Encoding(nn.Module, Generic[OptionsT]):
+class Part(nn.Module):
+    """What attention calls one after the other: ``part(inputs, before) -> Contribution``."""
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Names of the optional inputs that it reads."""
+        return frozenset()
+
+    @property
+    def max_length(self) -> int | None:
+        """The longest text it is defined for, in tokens; longer ones raise. None: any."""
+        return None
+
+    @property
+    def state_width(self) -> int:
+        """How many numbers it must remember of each key beyond the key itself."""
+        return 0
+
+    def key_state(self, tokens: Tokens) -> Tensor | None:
+        """Those numbers for new keys, ``[B, T, state_width]``; they travel with the keys through the host's cache."""
+        return None
+
+
+class SharedPart(Part):
+    """Parameters that all layers share of a method whose other parameters belong to one layer, such as DeBERTa's table.
+
+    It stands before the encoding it belongs to and hands it :meth:`tensor` by the encoding's name. Attention called without a model has it
+    inside the encoding; a model owns one for all its layers.
+    """
+
+    def __init__(self, owner: str, options: Any, host: Host):
+        super().__init__()
+        self.owner = owner
+        self.options = options
+        self.host = host
+        self.create_parameters()
+        self.reset_parameters()
+
+    def create_parameters(self) -> None:
+        """Create the Parameters, uninitialised."""
+
+    def reset_parameters(self) -> None:
+        """Initialise them; only ``torch.nn.init`` functions may write."""
+
+    def tensor(self, inputs: EncodingInputs) -> Tensor:
+        """What the layers get."""
+        raise NotImplementedError
+
+    def forward(self, inputs: EncodingInputs, before: Contribution) -> Contribution:
+        if self.owner in before.shared:
+            raise ValueError(
+                f"rel_pos names {self.owner!r} twice; one of them can have parameters shared by all layers"
+            )
+        return replace(before, shared={**before.shared, self.owner: self.tensor(inputs)})
+
+
+class Encoding(Part, Generic[OptionsT]):
     """Base of all encodings.
 
     Class attributes of a method: ``name`` (its ``rel_pos`` type), ``Options``, ``card``, ``shared`` (one module for all layers, as
-    its authors do), ``needs`` (optional inputs it reads), ``legacy_position_embedding_type`` and ``legacy_parameter_names`` (how
-    checkpoints of transformers 4 spelled it: the value of that config key, and their parameter name for each of ours).
+    its authors do it), ``Shared`` (a :class:`SharedPart`, where only some of its parameters are shared), ``reads`` (optional inputs it
+    needs), ``legacy_position_embedding_type`` and ``legacy_parameter_names`` (how checkpoints of transformers 4 spelled it: the value of that
+    config key, and their parameter name for each of ours).
     """
 
     name: ClassVar[str]
     Options: ClassVar[type[EncodingOptions]] = EncodingOptions
     card: ClassVar[Card]
     shared: ClassVar[bool] = False
-    needs: ClassVar[frozenset[str]] = frozenset()
+    Shared: ClassVar[type[SharedPart] | None] = None
+    reads: ClassVar[frozenset[str]] = frozenset()
     legacy_position_embedding_type: ClassVar[str | None] = None
     legacy_parameter_names: ClassVar[dict[str, str]] = {}
 
     def __init__(self, options: OptionsT, host: Host):
         super().__init__()
-        self.options: OptionsT = options.resolve(host)
+        try:
+            self.options: OptionsT = options.resolve(host)
+        except ValueError as error:
+            raise ValueError(f"rel_pos type {self.name!r}: {error}") from None
         self.host = host
+        self.shared_part = None if self.Shared is None else self.Shared(self.name, self.options, host)
         self.create_parameters()
         self.reset_parameters()
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return self.reads
 
     @property
     def share_layers(self) -> bool:
@@ -90,6 +200,11 @@ class Encoding(nn.Module, Generic[OptionsT]):
     def config(self) -> dict[str, Any]:
         """The resolved ``rel_pos`` value that builds this encoding again."""
         return {"type": self.name, **self.options.to_dict(), "share_layers": self.share_layers}
+
+    def take_shared_part(self) -> SharedPart | None:
+        """Give away the part that all layers share, which then must stand before this encoding in every call."""
+        part, self.shared_part = self.shared_part, None
+        return part
 
     def create_parameters(self) -> None:
         """Create the Parameters, uninitialised."""
@@ -114,9 +229,18 @@ class Encoding(nn.Module, Generic[OptionsT]):
         """What is added to the scaled content score."""
         return ()
 
-    def value_terms(self, inputs: EncodingInputs) -> tuple[ValueBuckets, ...]:
+    def value_terms(self, inputs: EncodingInputs) -> tuple[ValueTerm, ...]:
         """What is added to the values."""
         return ()
+
+    def row_map(self, inputs: EncodingInputs) -> RowMap | None:
+        """A function of whole rows of content scores, for what is not a sum: it is given them, the sum of all score terms (or None) and which
+        keys each query sees (or None), and returns other content scores. Backends then need the dense scores."""
+        return None
+
+    def token_marks(self, input_ids: Tensor) -> Tensor | None:
+        """What the ids ``[B, T]`` of tokens alone say about positions, ``[B, T, M]``, for :meth:`key_state`."""
+        return None
 
     @property
     def adds_to_input(self) -> bool:
@@ -133,6 +257,9 @@ class Encoding(nn.Module, Generic[OptionsT]):
         Attention calls the module, so that wrappers around it (PEFT's, hooks) take part. Raises ValueError when two encodings
         want different content scales.
         """
+        if self.shared_part is not None:
+            before = self.shared_part(inputs, before)
+        inputs = replace(inputs, shared=before.shared)
         scale = self.content_scale(inputs.scale)
         if scale == inputs.scale:
             scale = before.scale
@@ -146,30 +273,63 @@ class Encoding(nn.Module, Generic[OptionsT]):
             scale,
             before.score_terms + self.score_terms(inputs),
             before.value_terms + self.value_terms(inputs),
+            before.row_maps + tuple(row_map for row_map in (self.row_map(inputs),) if row_map is not None),
+            before.shared,
         )
 
     def extra_repr(self) -> str:
         return ", ".join(f"{key}={value!r}" for key, value in self.options.to_dict().items())
 
 
-class Composition(nn.Module):
+class Composition(Part):
     """Several encodings in one place: terms add up, maps of queries and keys chain in the order given.
 
     Terms of every member see the queries and keys as the host projects them, not as another member maps them.
     """
 
-    def __init__(self, members: Sequence[Encoding]):
+    def __init__(self, members: Sequence[Part]):
         super().__init__()
         self.members = nn.ModuleList(members)
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset().union(*(member.needs for member in self.members))  # type: ignore[arg-type]
+
+    @property
+    def state_width(self) -> int:
+        return state_width(self.members)
+
+    def key_state(self, tokens: Tokens) -> Tensor | None:
+        return key_state(self.members, tokens)
 
     def config(self) -> list[dict[str, Any]]:
         """The resolved ``rel_pos`` list that builds this composition again."""
         return [member.config() for member in self.members]  # type: ignore[operator, misc]
 
     def forward(self, inputs: EncodingInputs, before: Contribution) -> Contribution:
-        for member in self.members:
-            before = member(inputs, before)
-        return before
+        return contribute(self.members, inputs, before)
+
+
+def state_width(parts: Iterable[nn.Module]) -> int:
+    """How many numbers ``parts`` together remember of each key."""
+    return sum(part.state_width for part in parts)  # type: ignore[misc]
+
+
+def key_state(parts: Iterable[nn.Module], tokens: Tokens) -> Tensor | None:
+    """What ``parts`` remember of new keys, ``[B, T, S]``, one after the other; None when that is nothing."""
+    states = [part.key_state(tokens) for part in parts if part.state_width]  # type: ignore[operator]
+    return torch.cat(states, dim=-1) if states else None
+
+
+def contribute(parts: Iterable[nn.Module], inputs: EncodingInputs, before: Contribution) -> Contribution:
+    """``before`` with the part of each of ``parts`` added, every one being given its own columns of the keys' state."""
+    first = 0
+    for part in parts:
+        width: int = part.state_width  # type: ignore[assignment]
+        state = None if inputs.key_state is None else inputs.key_state[..., first : first + width]
+        before = part(replace(inputs, key_state=state), before)
+        first += width
+    return before
 
 
 _REGISTRY: dict[str, type[Encoding]] = {}
@@ -196,3 +356,24 @@ def register_encoding(cls: type[Encoding]) -> type[Encoding]:
 def registered_encodings() -> dict[str, type[Encoding]]:
     """All registered encodings by name, in order of name."""
     return dict(sorted(_REGISTRY.items()))
+
+
+def encoding_class(name: str) -> type[Encoding]:
+    """The registered class of a ``rel_pos`` type; ValueError lists the valid ones."""
+    known = registered_encodings()
+    if name not in known:
+        raise ValueError(f"unknown rel_pos type {name!r}; valid types: {', '.join(known)}")
+    return known[name]
+
+
+def parse_part(part: Any) -> tuple[type[Encoding], EncodingOptions]:
+    """Class and options that a name or a dict with a ``type`` stands for; ValueError says what is wrong with it."""
+    if isinstance(part, str):
+        part = {"type": part}
+    if not isinstance(part, dict) or not isinstance(part.get("type"), str):
+        raise ValueError(
+            f"rel_pos={part!r} is not valid: give a dict such as {{'type': NAME, ...}} or a list of dicts; "
+            f"valid types: {', '.join(registered_encodings())}"
+        )
+    cls = encoding_class(part["type"])
+    return cls, cls.Options.from_dict(cls.name, {key: value for key, value in part.items() if key != "type"})

@@ -2,7 +2,7 @@
 
 import dataclasses
 import types
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Self, Union, get_args, get_origin, get_type_hints
 
 
@@ -15,6 +15,8 @@ class Host:
     hidden_size: int
     max_position_embeddings: int | None
     causal: bool
+    # whether the host lends its own maps to queries and keys
+    projections: bool = False
 
     def __post_init__(self) -> None:
         for name in ("num_heads", "head_dim", "hidden_size"):
@@ -92,3 +94,19 @@ class EncodingOptions:
     def to_dict(self) -> dict[str, Any]:
         """All options, defaults included, as JSON values."""
         return dataclasses.asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DirectedOptions(EncodingOptions):
+    """``direction`` auto = causal in a decoder, symmetric in an encoder: there ``|i - j|`` stands where the paper has ``i - j``."""
+
+    direction: Literal["auto", "causal", "symmetric"] = "auto"
+
+    def resolve(self, host: Host) -> Self:
+        if self.direction == "auto":
+            return replace(self, direction="causal" if host.causal else "symmetric")
+        if self.direction == "causal" and not host.causal:
+            raise ValueError(
+                "direction='causal' is not valid in a bidirectional model, whose queries see later keys; valid here: auto, symmetric"
+            )
+        return self

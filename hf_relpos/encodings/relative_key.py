@@ -68,6 +68,10 @@ class RelativeKey(Encoding[RelativeKeyOptions]):
         assert size is not None
         return size
 
+    @property
+    def max_length(self) -> int | None:
+        return self.size if self.options.beyond == "error" else None
+
     def create_parameters(self) -> None:
         self.distance_embedding = nn.Parameter(torch.empty(2 * self.size - 1, self.host.head_dim))
 

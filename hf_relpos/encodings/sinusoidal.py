@@ -76,8 +76,8 @@ class Sinusoidal(ProjectedSinusoid[SinusoidalOptions]):
         distances, base = inputs.positions.distances(), float(self.options.base)
         if self.options.learned:
             return self.projected_terms(inputs, distances, base)
-        waves = sinusoid(distances.flip(0), self.host.head_dim, base, self.layout, inputs.dtype).to(inputs.query.dtype)
-        return (QueryBuckets(inputs.scale * inputs.query @ waves.T, None, inputs.positions),)
+        waves = sinusoid(distances, self.host.head_dim, base, self.layout, inputs.dtype).to(inputs.query.dtype)
+        return (QueryBuckets.of(inputs.scale * inputs.query, waves, None, inputs.positions),)
 
     @property
     def adds_to_input(self) -> bool:

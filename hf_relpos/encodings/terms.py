@@ -11,6 +11,7 @@ Letters: ``B`` batch, ``H`` query heads, ``Tq`` queries, ``Tk`` keys, ``N`` tabl
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -69,7 +70,7 @@ class DistanceTable(ScoreTerm):
 
     def at(self, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
         head = h if self.table.shape[0] > 1 else torch.zeros_like(h)
-        return self.table[head, i - j + (self.positions.num_keys - 1)]
+        return self.table[head, self.positions.distance_index_at(i, j)]
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ class QueryBuckets(ScoreTerm):
     """A number that each query keeps for each bucket of distances: ``values[b, h, i, bucket(n)]``.
 
     ``values`` is ``[B, H, Tq, N]``; ``bucket`` is ``[L]`` int64, the column of each of ``positions.distances()``. ``bucket=None`` means a column
-    for each distance, the largest first: ``values[b, h, i, j - i + Tq - 1]``, ``N = L``.
+    for each distance, the largest first: ``values[b, h, i, j - i + Tq - 1]``, ``N = L``; for consecutive slots only.
     """
 
     values: Tensor
@@ -85,11 +86,13 @@ class QueryBuckets(ScoreTerm):
     positions: Positions
 
     @classmethod
-    def of(cls, query: Tensor, table: Tensor, bucket: Tensor, positions: Positions) -> "QueryBuckets":
-        """``query_i . table[bucket(n)]`` for ``query`` ``[B, H, Tq, D]``, ``table`` ``[N, D]`` and ``bucket`` ``[L]``."""
-        if bucket.shape[0] > table.shape[0]:
-            return cls(query @ table.T, bucket, positions)
-        return cls(query @ table[bucket.flip(0)].T, None, positions)
+    def of(cls, query: Tensor, table: Tensor, bucket: Tensor | None, positions: Positions) -> "QueryBuckets":
+        """``query_i . table[bucket(n)]`` for ``query`` ``[B, H, Tq, D]``, ``table`` ``[N, D]`` or ``[H, N, D]`` and ``bucket`` ``[L]``; None when the
+        table has a row for each of ``positions.distances()``."""
+        rows = _row_for_each_distance(table, bucket, positions)
+        if rows is None:
+            return cls(query @ table.transpose(-1, -2), _bucket_or_all(bucket, positions), positions)
+        return cls(query @ rows.flip(-2).transpose(-1, -2), None, positions)
 
     def tile(self, rows: slice = ALL, cols: slice = ALL) -> Tensor:
         if self.bucket is None:
@@ -101,7 +104,7 @@ class QueryBuckets(ScoreTerm):
     def at(self, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
         if self.bucket is None:
             return self.values[b, h, i, j - i + (self.positions.num_queries - 1)]
-        return self.values[b, h, i, self.bucket[i - j + (self.positions.num_keys - 1)]]
+        return self.values[b, h, i, self.bucket[self.positions.distance_index_at(i, j)]]
 
 
 @dataclass(frozen=True)
@@ -117,11 +120,12 @@ class KeyBuckets(ScoreTerm):
     positions: Positions
 
     @classmethod
-    def of(cls, key: Tensor, table: Tensor, bucket: Tensor, positions: Positions) -> "KeyBuckets":
-        """``key_j . table[bucket(n)]`` for ``key`` ``[B, H, Tk, D]``, ``table`` ``[N, D]`` and ``bucket`` ``[L]``."""
-        if bucket.shape[0] > table.shape[0]:
-            return cls(key @ table.T, bucket, positions)
-        return cls(key @ table[bucket].T, None, positions)
+    def of(cls, key: Tensor, table: Tensor, bucket: Tensor | None, positions: Positions) -> "KeyBuckets":
+        """``key_j . table[bucket(n)]`` for ``key`` ``[B, H, Tk, D]``, ``table`` ``[N, D]`` or ``[H, N, D]`` and ``bucket`` ``[L]`` or None."""
+        rows = _row_for_each_distance(table, bucket, positions)
+        if rows is None:
+            return cls(key @ table.transpose(-1, -2), _bucket_or_all(bucket, positions), positions)
+        return cls(key @ rows.transpose(-1, -2), None, positions)
 
     def tile(self, rows: slice = ALL, cols: slice = ALL) -> Tensor:
         if self.bucket is None:
@@ -133,41 +137,127 @@ class KeyBuckets(ScoreTerm):
     def at(self, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
         if self.bucket is None:
             return self.values[b, h, j, i - j + (self.positions.num_keys - 1)]
-        return self.values[b, h, j, self.bucket[i - j + (self.positions.num_keys - 1)]]
+        return self.values[b, h, j, self.bucket[self.positions.distance_index_at(i, j)]]
+
+
+def _row_for_each_distance(table: Tensor, bucket: Tensor | None, positions: Positions) -> Tensor | None:
+    """The table's rows by distance, ascending, when a product with them is no larger than one with the table and can be skewed."""
+    if positions.has_gaps or (bucket is not None and bucket.shape[0] > table.shape[-2]):
+        return None
+    return table if bucket is None else table[..., bucket, :]
+
+
+def _bucket_or_all(bucket: Tensor | None, positions: Positions) -> Tensor:
+    return torch.arange(positions.num_distances, device=positions.device) if bucket is None else bucket
 
 
 @dataclass(frozen=True)
 class KeyVector(ScoreTerm):
-    """A number for each key, the same for every query: ``values[b, h, j]``, ``values`` being ``[B|1, H, Tk]``."""
+    """A number for each key, the same for every query: ``values[b, h, j]``, ``values`` being ``[B|1, H, Tk]``.
+
+    ``rows`` ``[B|1, H, Tq]``, when given, is added for each query. The softmax does not see it, but it keeps numbers small where ``values``
+    are sums that grow with length and scores are rounded: ``rows_i + values_j`` is then a difference.
+    """
 
     values: Tensor
     positions: Positions
+    rows: Tensor | None = None
 
     def tile(self, rows: slice = ALL, cols: slice = ALL) -> Tensor:
         values = self.values[:, :, None, cols]
+        if self.rows is not None:
+            return self.rows[:, :, rows, None] + values
         return values.expand(-1, -1, len(range(self.positions.num_queries)[rows]), -1)
 
     def at(self, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
         sample = b if self.values.shape[0] > 1 else torch.zeros_like(b)
-        return self.values[sample, h, j]
+        number = self.values[sample, h, j]
+        return number if self.rows is None else self.rows[sample, h, i] + number
 
 
 @dataclass(frozen=True)
-class ValueBuckets:
-    """Vectors added to the values by distance: the output gains ``sum_j p_ij table[bucket(n)]``.
+class PairBuckets(ScoreTerm):
+    """A number that each query keeps for each kind of pair, where the kind is not a matter of distance: ``values[b, h, i, index[b, i, j]]``.
 
-    ``table`` is ``[N, Dv]``, shared by the heads; ``bucket`` is ``[L]`` int64, the row of each of ``positions.distances()``.
+    ``values`` is ``[B|1, H, Tq|1, N]``, ``index`` ``[B, Tq, Tk]`` int64.
     """
+
+    values: Tensor
+    index: Tensor
+
+    def tile(self, rows: slice = ALL, cols: slice = ALL) -> Tensor:
+        index = self.index[:, None, rows, cols]
+        values = self.values if self.values.shape[2] == 1 else self.values[:, :, rows]
+        shape = (index.shape[0], values.shape[1], *index.shape[2:])
+        return values.expand(*shape[:3], -1).gather(-1, index.expand(shape))
+
+    def at(self, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        sample = b if self.values.shape[0] > 1 else torch.zeros_like(b)
+        query = i if self.values.shape[2] > 1 else torch.zeros_like(i)
+        return self.values[sample, h, query, self.index[b, i, j]]
+
+
+@dataclass(frozen=True)
+class PairFunction(ScoreTerm):
+    """What is none of the others: a function of something that the query has and something that the key has.
+
+    ``function`` takes ``query`` ``[B|1, Tq, F]`` and ``key`` ``[B|1, Tk, F]``, broadcast against each other along their middle axes, to ``[..., H]``. Only the
+    block that is asked for is computed.
+    """
+
+    function: Callable[[Tensor, Tensor], Tensor]
+    query: Tensor
+    key: Tensor
+
+    def tile(self, rows: slice = ALL, cols: slice = ALL) -> Tensor:
+        return self.function(self.query[:, rows, None], self.key[:, None, cols]).permute(0, 3, 1, 2)
+
+    def at(self, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        def pick(values: Tensor, place: Tensor) -> Tensor:
+            return values[b if values.shape[0] > 1 else torch.zeros_like(b), place]
+
+        by_head = self.function(pick(self.query, i), pick(self.key, j))
+        shape = torch.broadcast_shapes(b.shape, h.shape, i.shape, j.shape)
+        return by_head.expand(*shape, by_head.shape[-1]).gather(-1, h.expand(shape)[..., None])[..., 0]
+
+
+class ValueTerm(ABC):
+    """Vectors added to the values, a different one for each pair: the output gains ``sum_j p_ij table[index(i, j)]``."""
+
+    table: Tensor
+
+    @abstractmethod
+    def index(self, rows: slice = ALL, cols: slice = ALL) -> Tensor:
+        """The table's row for each pair, ``[rows, cols]`` or ``[B, 1, rows, cols]`` int64."""
+
+    def apply(self, weights: Tensor, rows: slice = ALL, cols: slice = ALL) -> Tensor:
+        """The gain of the output ``[B, H, rows, Dv]`` from attention weights ``[B, H, rows, cols]``.
+
+        Weights are first summed by row of the table, so no ``[rows, cols, Dv]`` tensor appears.
+        """
+        index = self.index(rows, cols).expand_as(weights)
+        by_row = weights.new_zeros(*weights.shape[:-1], self.table.shape[0]).scatter_add(-1, index, weights)
+        return by_row @ self.table.to(weights.dtype)
+
+
+@dataclass(frozen=True)
+class ValueBuckets(ValueTerm):
+    """Vectors by distance: ``table`` is ``[N, Dv]``, shared by the heads; ``bucket`` is ``[L]`` int64, the row of each of ``positions.distances()``."""
 
     table: Tensor
     bucket: Tensor
     positions: Positions
 
-    def apply(self, weights: Tensor, rows: slice = ALL, cols: slice = ALL) -> Tensor:
-        """The gain of the output ``[B, H, rows, Dv]`` from attention weights ``[B, H, rows, cols]``.
+    def index(self, rows: slice = ALL, cols: slice = ALL) -> Tensor:
+        return self.bucket[self.positions.distance_index(rows, cols)]
 
-        Weights are first summed by bucket, so no ``[rows, cols, Dv]`` tensor appears.
-        """
-        index = self.bucket[self.positions.distance_index(rows, cols)].expand_as(weights)
-        by_bucket = weights.new_zeros(*weights.shape[:-1], self.table.shape[0]).scatter_add(-1, index, weights)
-        return by_bucket @ self.table.to(weights.dtype)
+
+@dataclass(frozen=True)
+class ValuePairs(ValueTerm):
+    """Vectors by kind of pair: ``table`` is ``[N, Dv]``, ``pairs`` ``[B, Tq, Tk]`` int64."""
+
+    table: Tensor
+    pairs: Tensor
+
+    def index(self, rows: slice = ALL, cols: slice = ALL) -> Tensor:
+        return self.pairs[:, None, rows, cols]

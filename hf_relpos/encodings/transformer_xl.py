@@ -38,12 +38,12 @@ class ProjectedSinusoid(Encoding[OptionsT]):
     def projected_terms(self, inputs: EncodingInputs, distances: Tensor, base: float) -> tuple[ScoreTerm, ...]:
         """The position term and the content bias, with ``R`` taken at ``distances`` ``[L]``."""
         dtype = inputs.query.dtype
-        waves = sinusoid(distances.flip(0), self.host.hidden_size, base, self.layout, inputs.dtype).to(dtype)
+        waves = sinusoid(distances, self.host.hidden_size, base, self.layout, inputs.dtype).to(dtype)
         rows = (waves @ self.projection.T.to(dtype)).unflatten(-1, (self.host.num_heads, self.host.head_dim))
         query = inputs.scale * (inputs.query + self.position_bias.to(dtype)[:, None])
-        position = torch.einsum("bhqd,nhd->bhqn", query, rows)
         content = inputs.scale * torch.einsum("hd,bhkd->bhk", self.content_bias.to(dtype), inputs.keys_per_head())
-        return (QueryBuckets(position, None, inputs.positions), KeyVector(content, inputs.positions))
+        position = QueryBuckets.of(query, rows.transpose(0, 1), None, inputs.positions)
+        return (position, KeyVector(content, inputs.positions))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,9 @@ class ArchSpec:
     ``position_module``: path of the module that does so, from the base model. ``embeddings``: path of an embeddings module
     whose buffers of position and token type ids would cut sequences at the table's length. ``causal``: True for decoders;
     None where the config's ``is_decoder`` says. ``prescaled_query``: the host multiplies queries by the scale before attention.
-    ``stack``: path of the model inside the base model that heads call directly. ``reserved_positions``: rows of the table that no token gets, read from this config key plus one (RoBERTa's padding).
+    ``stack``: path of the model inside the base model that heads call directly. ``reserved_positions``: rows of the table that no token gets, read
+    from this config key plus one (RoBERTa's padding). ``projections``: names of the attention module's linear maps to queries and keys, where these
+    are all that becomes of them.
     """
 
     model_type: str
@@ -30,6 +32,7 @@ class ArchSpec:
     prescaled_query: bool = False
     reserved_positions: str | None = None
     stack: str = ""
+    projections: tuple[str, str] | None = None
 
 
 ARCHITECTURES: dict[str, ArchSpec] = {
@@ -43,6 +46,7 @@ ARCHITECTURES: dict[str, ArchSpec] = {
             cross_attention=("BertCrossAttention",),
             embeddings="embeddings",
             causal=None,
+            projections=("query", "key"),
         ),
         ArchSpec(
             "roberta",
@@ -52,6 +56,7 @@ ARCHITECTURES: dict[str, ArchSpec] = {
             cross_attention=("RobertaCrossAttention",),
             embeddings="embeddings",
             causal=None,
+            projections=("query", "key"),
             reserved_positions="pad_token_id",
         ),
         ArchSpec(
@@ -62,6 +67,7 @@ ARCHITECTURES: dict[str, ArchSpec] = {
             cross_attention=("ElectraCrossAttention",),
             embeddings="embeddings",
             causal=None,
+            projections=("query", "key"),
         ),
         ArchSpec(
             "distilbert",
@@ -69,11 +75,12 @@ ARCHITECTURES: dict[str, ArchSpec] = {
             "table",
             "embeddings.position_embeddings",
             causal=False,
+            projections=("q_lin", "k_lin"),
         ),
         ArchSpec("gpt2", ("GPT2Attention",), "table", "wpe", cross_attention=("GPT2Attention",)),
         ArchSpec("opt", ("OPTAttention",), "table", "decoder.embed_positions", prescaled_query=True, stack="decoder"),
         ArchSpec("gpt_neox", ("GPTNeoXAttention",), "rotary", "rotary_emb"),
-        ArchSpec("llama", ("LlamaAttention",), "rotary", "rotary_emb"),
+        ArchSpec("llama", ("LlamaAttention",), "rotary", "rotary_emb", projections=("q_proj", "k_proj")),
         ArchSpec("qwen3", ("Qwen3Attention",), "rotary", "rotary_emb"),
     )
 }

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from torch import nn
 from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY
 
-from ..encodings.encoding import Encoding
+from ..encodings.encoding import Encoding, SharedPart
 from .architectures import architecture
 from .loading import check_loaded, inherit_weight_conversions, plan_loading, readable_errors
 from .neutral import position_weights
@@ -22,7 +22,7 @@ class EncodingInitializer:
     """Lets a model initialise encodings among its modules: transformers asks the nearest model around a module to do it."""
 
     def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, Encoding):
+        if isinstance(module, (Encoding, SharedPart)):
             module.reset_parameters()
         else:
             super()._init_weights(module)  # type: ignore[misc]

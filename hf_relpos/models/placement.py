@@ -1,10 +1,12 @@
 """Putting encodings on the attention modules of a base model, and taking its own positions away where asked."""
 
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
-from ..encodings.build import build_encodings, compose, parse_rel_pos
+from ..encodings.build import build_encodings, compose, is_layered, layer_values, parse_rel_pos
+from ..encodings.encoding import Composition, Encoding, Part
 from ..encodings.options import Host
 from .architectures import ArchSpec
 from .model_inputs import Entrance, before_model
@@ -29,7 +31,46 @@ def host_of(config: Any, spec: ArchSpec) -> Host:
             raise ValueError(f"hidden_size={hidden} is not a multiple of num_attention_heads={heads}")
         head_dim = hidden // heads
     causal = bool(config.is_decoder) if spec.causal is None else spec.causal
-    return Host(heads, head_dim, hidden, getattr(config, "max_position_embeddings", None), causal)
+    table = getattr(config, "max_position_embeddings", None)
+    return Host(heads, head_dim, hidden, table, causal, spec.projections is not None)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The encodings of a model: ``config``, the resolved ``rel_pos``; ``shared``, the modules that its layers share; and for each value that takes turns
+    over the layers ``patterns``: the numbers of the shared modules that act there and the ``rel_pos`` parts that each such layer has of its own."""
+
+    config: Any
+    shared: list[Part]
+    patterns: list[tuple[tuple[int, ...], list[dict[str, Any]]]]
+    encodings: list[Encoding]
+
+
+def lay_out(rel_pos: Any, host: Host, layers: int) -> Layout:
+    """Which modules the ``layers`` of a model share and which each has of its own; ValueError for a bad ``rel_pos`` or more values than layers."""
+    values = layer_values(rel_pos)
+    if len(values) > layers:
+        raise ValueError(f"rel_pos gives encodings for {len(values)} layers, but the model has {layers}")
+    shared: list[Part] = []
+    known: list[tuple[bool, Any]] = []
+    patterns, resolved, all_encodings = [], [], []
+    for value in values:
+        encodings = build_encodings(value, host)
+        all_encodings += encodings
+        numbers = []
+        for encoding in encodings:
+            part = encoding if encoding.share_layers else encoding.take_shared_part()
+            if part is None:
+                continue
+            identity = (encoding.share_layers, encoding.config())
+            if identity not in known:
+                known.append(identity)
+                shared.append(part)
+            numbers.append(known.index(identity))
+        patterns.append((tuple(numbers), [encoding.config() for encoding in encodings if not encoding.share_layers]))
+        configs = [encoding.config() for encoding in encodings]
+        resolved.append(configs if isinstance(value, (list, tuple)) else configs[0])
+    return Layout({"layers": resolved} if is_layered(rel_pos) else resolved[0], shared, patterns, all_encodings)
 
 
 def place(base: nn.Module, config: Any, spec: ArchSpec) -> None:
@@ -40,33 +81,50 @@ def place(base: nn.Module, config: Any, spec: ArchSpec) -> None:
     """
     check_absolute(config.absolute)
     host = host_of(config, spec)
-    encodings = build_encodings(config.rel_pos, host)
     sites = [
         module for module in base.modules() if type(module).__name__ in (*spec.self_attention, *spec.cross_attention)
     ]
     if not sites:
         raise RuntimeError(f"{type(base).__name__} has no module of class {' or '.join(spec.self_attention)}")
-    shared = [encoding for encoding in encodings if encoding.share_layers]
-    local = [encoding.config() for encoding in encodings if not encoding.share_layers]
-    if shared:
-        base.relpos = compose(shared)
-    for module in sites:
-        cross = type(module).__name__ not in spec.self_attention or bool(getattr(module, "is_cross_attention", False))
-        module._relpos_site = Site(base, cross=cross, causal=host.causal, prescaled_query=spec.prescaled_query)  # type: ignore[assignment]
+    crossing = [
+        type(module).__name__ not in spec.self_attention or bool(getattr(module, "is_cross_attention", False))
+        for module in sites
+    ]
+    layout = lay_out(config.rel_pos, host, crossing.count(False))
+    layered = len(layout.patterns) > 1
+    if layout.shared:
+        base.relpos = Composition(layout.shared) if layered else compose(layout.shared)
+    layer = 0
+    for module, cross in zip(sites, crossing, strict=True):
+        numbers, local = layout.patterns[layer % len(layout.patterns)]
+        module._relpos_site = Site(  # type: ignore[assignment]
+            base,
+            cross=cross,
+            causal=host.causal,
+            prescaled_query=spec.prescaled_query,
+            shared=numbers if layered else None,
+            projections=spec.projections,
+        )
         if cross:
             continue
+        layer += 1
         if local:
-            module.relpos = compose(build_encodings(local, host))
+            own = build_encodings(local, host)
+            for encoding in own:
+                encoding.take_shared_part()
+            module.relpos = compose(own)
         module.register_forward_pre_hook(before_attention, with_kwargs=True)
     entrance: Any = base.get_submodule(spec.stack)
-    entrance._relpos_entrance = Entrance(entrance, spec, keep=config.absolute == "keep", causal=host.causal)
+    needs: frozenset[str] = frozenset().union(*(encoding.needs for encoding in layout.encodings))
+    entrance._relpos_entrance = Entrance(
+        entrance, spec, keep=config.absolute == "keep", causal=host.causal, needs=needs
+    )
     # what they add to the input has no parameters, so these copies serve as well as the placed ones
-    entrance._relpos_input_encodings = [encoding for encoding in encodings if encoding.adds_to_input]
+    entrance._relpos_input_encodings = [encoding for encoding in layout.encodings if encoding.adds_to_input]
     entrance.register_forward_pre_hook(before_model, with_kwargs=True)
     if config.absolute == "drop":
         drop_positions(base, spec)
-    resolved = [encoding.config() for encoding in encodings]
-    config.rel_pos = resolved if isinstance(config.rel_pos, (list, tuple)) else resolved[0]
+    config.rel_pos = layout.config
 
 
 def same_encodings(left: Any, right: Any) -> bool:

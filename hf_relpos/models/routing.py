@@ -11,13 +11,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface, Cache
+from transformers import AttentionInterface, AttentionMaskInterface, Cache, EncoderDecoderCache
 from transformers.masking_utils import sdpa_mask
 
 from ..attention.attend import attend
 from ..attention.backends import BACKENDS
 from ..attention.call import Mask
+from ..encodings.encoding import Tokens, key_state
 from ..encodings.positions import Positions
+from .key_memory import KeyMemory
+from .model_inputs import Given
 
 PREFIX = "relpos"
 # how users of transformers spell a backend, where it differs from our name
@@ -46,22 +49,69 @@ def backend_of(implementation: str) -> str:
 class Site:
     """What placement leaves on an attention module: where its encodings are, and how its host calls attention.
 
-    ``base`` is the base model, which owns the encodings shared by its layers; those of one layer are the module's ``relpos``. They are
-    looked up at each call, since PEFT and others replace modules by wrappers. ``cross`` marks cross-attention, which has none.
+    ``base`` is the base model, which owns what its layers share; what belongs to one layer is the module's ``relpos``. They are
+    looked up at each call, since PEFT and others replace modules by wrappers. ``shared`` numbers the members of the base model's ``relpos``
+    that act here, where layers differ; None: it acts as a whole. ``cross`` marks cross-attention, which has no encodings.
+    ``projections`` names the module's own maps to queries and keys, where encodings may use them.
     """
 
-    def __init__(self, base: nn.Module, *, cross: bool, causal: bool, prescaled_query: bool):
+    def __init__(
+        self,
+        base: nn.Module,
+        *,
+        cross: bool,
+        causal: bool,
+        prescaled_query: bool,
+        shared: tuple[int, ...] | None = None,
+        projections: tuple[str, str] | None = None,
+    ):
         self.base = base
         self.cross = cross
         self.causal = causal
         self.prescaled_query = prescaled_query
+        self.shared = shared
+        self.projections = projections
 
     def encodings(self, module: nn.Module) -> list[nn.Module]:
-        """The encodings that act on ``module``."""
+        """What acts on ``module``, in order."""
         if self.cross:
             return []
-        owners = (self.base, module) if self.base is not module else (module,)
-        return [owner.relpos for owner in owners if isinstance(getattr(owner, "relpos", None), nn.Module)]  # type: ignore[misc]
+        found: list[nn.Module] = []
+        common = getattr(self.base, "relpos", None)
+        if isinstance(common, nn.Module):
+            found += [common] if self.shared is None else [common.members[number] for number in self.shared]  # type: ignore[index]
+        own = getattr(module, "relpos", None)
+        if isinstance(own, nn.Module) and module is not self.base:
+            found.append(own)
+        return found
+
+    def _optional_inputs(
+        self,
+        module: nn.Module,
+        encodings: list[nn.Module],
+        positions: Positions,
+        given: Given,
+        memory: Any,
+        hidden: Any,
+    ) -> dict[str, Any]:
+        needs: frozenset[str] = frozenset().union(*(encoding.needs for encoding in encodings))  # type: ignore[arg-type]
+        found: dict[str, Any] = {"key_state": None if memory is None else memory.state}
+        if "hidden_states" in needs:
+            found["hidden_states"] = hidden
+        if "relation_ids" in needs:
+            found["relation_ids"] = given.relation_ids
+        if "seed" in needs:
+            found["seed"] = given.seed
+        if "index" in needs and given.index is not None:
+            found["query_index"] = given.index
+            if positions.num_queries == positions.num_keys and given.offset is None:
+                found["key_index"] = given.index
+            else:
+                first = positions.query[:, :1] - given.index[:, :1]
+                found["key_index"] = (positions.key - first).clamp(min=0)
+        if "projections" in needs and self.projections is not None:
+            found["projections"] = tuple(partial(_project, module, name) for name in self.projections)
+        return found
 
     def __call__(
         self,
@@ -75,7 +125,9 @@ class Site:
         scaling: float | None = None,
         dropout: float = 0.0,
         relpos_query_offset: int | Tensor = 0,
-        relpos_weights: bool = False,
+        relpos_given: Given | None = None,
+        relpos_memory: KeyMemory | None = None,
+        relpos_hidden_states: Tensor | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
         """Attention output ``[B, Tq, H, D]`` and weights or None, as transformers' attention functions give them."""
@@ -88,17 +140,26 @@ class Site:
         positions = Positions.consecutive(queries, keys, query_offset=offset, device=query.device)
         dense = None if attention_mask is None else as_visibility(attention_mask[..., :keys])
         causal = self.causal and dense is None and not self.cross
+        given = relpos_given or Given()
+        encodings = self.encodings(module)
         return attend(
             query,
             key,
             value,
-            self.encodings(module),
+            encodings,
             Mask(positions, causal=causal, dense=dense),
             scale=scale,
             dropout=dropout,
             backend=backend,
-            need_weights=relpos_weights or backend == "eager",
+            need_weights=given.weights or backend == "eager",
+            **self._optional_inputs(module, encodings, positions, given, relpos_memory, relpos_hidden_states),
         )
+
+
+def _project(module: nn.Module, name: str, rows: Tensor) -> Tensor:
+    """``rows`` ``[N, E]`` through the module's own map to queries or keys, by head: ``[H|G, N, D]``."""
+    width: int = module.head_dim if hasattr(module, "head_dim") else module.attention_head_size  # type: ignore[assignment]
+    return module.get_submodule(name)(rows).unflatten(-1, (-1, width)).transpose(0, 1)
 
 
 def as_visibility(mask: Tensor) -> Tensor:
@@ -121,7 +182,8 @@ def as_visibility(mask: Tensor) -> Tensor:
 def before_attention(
     module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Pre-hook of a self-attention module, before its cache is updated: pass on how many slots lie before the first query.
+    """Pre-hook of a self-attention module, before its cache is updated: pass on how many slots lie before the first query, the layer's
+    input where an encoding reads it, and let what encodings remember of keys travel through the cache.
 
     Raises RuntimeError when the config, which models may share, was switched to an attention that knows no relative positions.
     """
@@ -131,7 +193,8 @@ def before_attention(
             f"the attention implementation was switched to {implementation!r} behind the model's back, which would drop its "
             f"relative positions; use model.set_attn_implementation(...), and do not share its config with another model"
         )
-    cache = next((value for value in (*args, *kwargs.values()) if isinstance(value, Cache)), None)
+    arguments: list[tuple[Any, Any]] = [*enumerate(args), *kwargs.items()]
+    place, cache = next(((place, value) for place, value in arguments if isinstance(value, Cache)), (None, None))
     offset: int | Tensor = 0
     if cache is not None:
         layer = getattr(module, "layer_idx", None)
@@ -139,7 +202,23 @@ def before_attention(
         if isinstance(offset, Tensor):
             # a static cache returns its live counter, which the update is about to move
             offset = offset.clone()
-    return args, {**kwargs, "relpos_query_offset": offset}
+    kwargs = {**kwargs, "relpos_query_offset": offset}
+    site: Site = module._relpos_site  # type: ignore[assignment]
+    encodings = site.encodings(module)
+    if any(encoding.state_width or "hidden_states" in encoding.needs for encoding in encodings):  # type: ignore[operator]
+        given: Given = kwargs.get("relpos_given") or Given()
+        hidden: Tensor = args[0] if args else kwargs["hidden_states"]
+        kwargs["relpos_hidden_states"] = hidden
+        state = key_state(encodings, Tokens(hidden, given.segment_ids, given.marks))
+        if state is not None:
+            own = cache.self_attention_cache if isinstance(cache, EncoderDecoderCache) else cache
+            memory = KeyMemory(own, state)
+            kwargs["relpos_memory"] = memory
+            if isinstance(place, int):
+                args = (*args[:place], memory, *args[place + 1 :])
+            elif isinstance(place, str):
+                kwargs[place] = memory
+    return args, kwargs
 
 
 def _attention_function(
