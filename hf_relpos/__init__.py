@@ -1,30 +1,39 @@
 """Relative positional encodings for Hugging Face Transformers models.
 
-Importing the package registers its model classes with transformers' Auto classes.
+Importing the package registers its model classes with transformers' Auto classes. Their files are imported when a class is used.
 """
 
-from .attention.backends import list_backends
-from .attention.functional import attention
-from .conversion.add import add_relative_positions
-from .encodings.build import build_encoding, encoding_card, list_encodings
-from .encodings.card import Card
-from .encodings.encoding import Encoding, register_encoding
-from .hub.exporter import export_code
-from .hub.model_card import write_default_card, write_model_card
-from .models.encoder_decoder import RelPosEncoderDecoderConfig, RelPosEncoderDecoderModel, register_encoder_decoder
-from .models.families import CONFIG_CLASSES, MODEL_CLASSES, auto_class, register_auto_classes
-from .models.publishing import PublishingMixin
-from .question_answering import Answer, answer, best_spans, context_offsets, window_length
-from .version import __version__
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-_names = {**{cls.__name__: cls for cls in CONFIG_CLASSES.values()}, **MODEL_CLASSES}
-globals().update(_names)
-register_auto_classes()
-register_encoder_decoder()
-PublishingMixin.code_exporter = staticmethod(export_code)
-PublishingMixin.card_writer = staticmethod(write_default_card)
+from .attention.backends import list_backends as list_backends
+from .attention.functional import attention as attention
+from .encodings.build import build_encoding as build_encoding
+from .encodings.build import encoding_card as encoding_card
+from .encodings.build import list_encodings as list_encodings
+from .encodings.card import Card as Card
+from .encodings.encoding import Encoding as Encoding
+from .encodings.encoding import register_encoding as register_encoding
+from .question_answering import Answer as Answer
+from .question_answering import answer as answer
+from .question_answering import best_spans as best_spans
+from .question_answering import context_offsets as context_offsets
+from .question_answering import window_length as window_length
+from .registration import class_named, register
+from .version import __version__ as __version__
 
-__all__ = [
+if TYPE_CHECKING:
+    from .conversion.add import add_relative_positions as add_relative_positions
+    from .hub.model_card import write_model_card as write_model_card
+    from .models.families import auto_class as auto_class
+
+# what needs transformers' modeling code, by the file where it stands; the classes RelPos... are found by their names
+_LATER = {
+    "add_relative_positions": "conversion.add",
+    "auto_class": "models.families",
+    "write_model_card": "hub.model_card",
+}
+_PUBLIC = [
     "Answer",
     "Card",
     "Encoding",
@@ -45,4 +54,25 @@ __all__ = [
     "window_length",
     "write_model_card",
 ]
-__all__ += list(_names)
+
+register()
+
+
+def _public_names() -> list[str]:
+    from .models.families import CONFIG_CLASSES, MODEL_CLASSES
+
+    return _PUBLIC + [cls.__name__ for cls in CONFIG_CLASSES.values()] + list(MODEL_CLASSES)
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__all__":
+        return _public_names()
+    found = getattr(import_module(f"{__name__}.{_LATER[name]}"), name) if name in _LATER else class_named(name)
+    if found is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_public_names()})

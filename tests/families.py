@@ -6,7 +6,7 @@ import torch
 
 import hf_relpos
 from hf_relpos.models.architectures import ARCHITECTURES
-from hf_relpos.models.families import CONFIG_CLASSES
+from hf_relpos.models.families import CONFIG_CLASSES, host_class
 
 TABLE, VOCABULARY = 24, 97
 _SIZES = {
@@ -49,8 +49,7 @@ KINDS: dict[str, Any] = {
 
 def host_config(family: str, **kwargs: Any) -> Any:
     """The stock config of a family, tiny."""
-    config_class = CONFIG_CLASSES[f"relpos_{family}"].__mro__[2]
-    return config_class(**{**_SIZES, **_EXTRA[family], **kwargs})
+    return host_class(CONFIG_CLASSES[f"relpos_{family}"])(**{**_SIZES, **_EXTRA[family], **kwargs})
 
 
 def config(family: str, rel_pos: Any, absolute: str = "drop", **kwargs: Any) -> Any:

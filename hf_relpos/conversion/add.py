@@ -8,7 +8,8 @@ from ..encodings.build import RelPos, parse_rel_pos
 from ..models.architectures import architecture
 from ..models.families import CONFIG_CLASSES, MODEL_CLASSES, host_class
 from ..models.model_inputs import example_inputs
-from ..models.placement import check_absolute, host_of, lay_out
+from ..models.neutral import check_absolute
+from ..models.placement import host_of, lay_out
 from ..models.routing import PREFIX, Site, implementation_name
 
 

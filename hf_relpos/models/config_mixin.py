@@ -6,13 +6,14 @@ from typing import Any
 from transformers import logging
 
 from ..encodings.build import legacy_encoding, parse_rel_pos
-from .placement import check_absolute
+from .first_use import FirstUse
+from .neutral import check_absolute
 
 logger = logging.get_logger(__name__)
 
 
 @dataclass(kw_only=True)
-class RelPosConfigMixin:
+class RelPosConfigMixin(FirstUse):
     """Config fields of a model with relative positions.
 
     ``rel_pos``: the encoding, ``{"type": name, **options}``, or a list of such dicts, whose terms add up. ``absolute``: "keep" or "drop" the

@@ -11,6 +11,7 @@ from transformers.models.encoder_decoder.configuration_encoder_decoder import En
 from transformers.models.encoder_decoder.modeling_encoder_decoder import EncoderDecoderModel
 
 from .families import AUTO_CLASSES, CONFIG_CLASSES, auto_class, classes_of
+from .first_use import FirstUse
 from .loading import check_encoding_weights, readable_errors
 from .publishing import PublishingMixin
 from .routing import implementation_name
@@ -31,7 +32,7 @@ def _own_config(side: str, config: Any) -> Any:
     return config if isinstance(config, PreTrainedConfig) else CONFIG_CLASSES[model_type](**values)
 
 
-class RelPosEncoderDecoderConfig(EncoderDecoderConfig):
+class RelPosEncoderDecoderConfig(FirstUse, EncoderDecoderConfig):
     """``encoder`` and ``decoder``: configs of this package, or their dicts."""
 
     model_type = "relpos_encoder_decoder"
@@ -125,9 +126,3 @@ def loaders_of(config: Any) -> dict[str, Any]:
     if config.model_type == RelPosEncoderDecoderConfig.model_type:
         return {AutoModelForSeq2SeqLM.__name__: RelPosEncoderDecoderModel}
     return {AUTO_CLASSES[head].__name__: cls for head, cls in classes_of(config.model_type).items()}
-
-
-def register_encoder_decoder() -> None:
-    """Make ``AutoConfig`` and ``AutoModelForSeq2SeqLM`` know these classes."""
-    AutoConfig.register(RelPosEncoderDecoderConfig.model_type, RelPosEncoderDecoderConfig, exist_ok=True)
-    AutoModelForSeq2SeqLM.register(RelPosEncoderDecoderConfig, RelPosEncoderDecoderModel, exist_ok=True)

@@ -10,7 +10,8 @@ from safetensors import SafetensorError
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
 
 from ..encodings.build import legacy_encoding, parse_rel_pos
-from .placement import check_absolute, same_encodings
+from .neutral import check_absolute
+from .placement import same_encodings
 
 _ENCODING_KEY = re.compile(r"(^|\.)relpos\.")
 

@@ -7,6 +7,14 @@ from torch import Tensor, nn
 
 from .architectures import ArchSpec
 
+ABSOLUTE = ("keep", "drop")
+
+
+def check_absolute(absolute: Any) -> None:
+    """Raise ValueError unless ``absolute`` is "keep" or "drop"."""
+    if absolute not in ABSOLUTE:
+        raise ValueError(f"absolute={absolute!r} is not valid; valid: {', '.join(map(repr, ABSOLUTE))}")
+
 
 class NoPosition(nn.Module):
     """Stands where a table of absolute positions was: adds nothing, at any length, whatever it is called with."""

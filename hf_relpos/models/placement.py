@@ -10,16 +10,8 @@ from ..encodings.encoding import Composition, Encoding, Part
 from ..encodings.options import Host
 from .architectures import ArchSpec
 from .model_inputs import Entrance, before_model
-from .neutral import drop_positions
+from .neutral import check_absolute, drop_positions
 from .routing import Site, before_attention
-
-ABSOLUTE = ("keep", "drop")
-
-
-def check_absolute(absolute: Any) -> None:
-    """Raise ValueError unless ``absolute`` is "keep" or "drop"."""
-    if absolute not in ABSOLUTE:
-        raise ValueError(f"absolute={absolute!r} is not valid; valid: {', '.join(map(repr, ABSOLUTE))}")
 
 
 def host_of(config: Any, spec: ArchSpec) -> Host:
