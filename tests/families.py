@@ -34,7 +34,8 @@ FAMILIES = sorted(ARCHITECTURES)
 DECODERS = [name for name in FAMILIES if ARCHITECTURES[name].causal]
 ENCODERS = [name for name in FAMILIES if name not in DECODERS]
 
-# a table of distances, buckets met by the query, by query and key, with a key vector, values by distance, a rotation
+# a table of distances, buckets met by the query, by query and key, with a key vector, values by distance, a rotation; then what needs a token's
+# place in its text, gates or segments remembered with the keys, whole rows of scores, a table shared by layers, and layers that differ
 KINDS: dict[str, Any] = {
     "distance": {"type": "t5", "num_buckets": 8, "max_distance": 16},
     "parameter-free": {"type": "alibi"},
@@ -43,6 +44,13 @@ KINDS: dict[str, Any] = {
     "key-vector": {"type": "transformer_xl"},
     "values": {"type": "shaw", "max_distance": 4},
     "rotation": {"type": "rope"},
+    "index": {"type": "fire", "init_length": 4},
+    "gates": {"type": "fox"},
+    "segments": {"type": "xlnet"},
+    "rows": {"type": "cope", "npos": 6},
+    "shared-part": {"type": "deberta", "max_relative_positions": 6},
+    "layers": {"layers": [{"type": "kerple_log"}, [{"type": "kerple_log"}, {"type": "fox"}]]},
+    "heads": [{"type": "fox", "heads": [0, 2]}, {"type": "rope", "heads": [2, 4]}],
     "list": [{"type": "kerple_log"}, {"type": "rope", "fraction": 0.5}, {"type": "shaw", "values": False}],
 }
 

@@ -22,7 +22,10 @@ SHAPE = {"num_heads": HEADS, "head_dim": WIDTH}
         ({"typ": "t5"}, r"is not valid: give a dict such as"),
         (7, r"rel_pos=7 is not valid"),
         ([], r"names no encoding"),
-        ({"type": "t5", "buckets": 4}, r"has no option 'buckets'; valid options: direction, max_distance, num_buckets"),
+        (
+            {"type": "t5", "buckets": 4},
+            r"has no option 'buckets'; valid options: direction, heads, max_distance, num_buckets",
+        ),
         ({"type": "t5", "num_buckets": 7}, r"num_buckets=7 is not valid: it must be an even integer"),
         ({"type": "t5", "num_buckets": "32"}, r"num_buckets='32' is not valid: it must be an integer"),
         ({"type": "t5", "num_buckets": True}, r"num_buckets=True is not valid"),
@@ -41,7 +44,7 @@ SHAPE = {"num_heads": HEADS, "head_dim": WIDTH}
         ({"type": "rope", "fraction": 0.0}, r"fraction=0.0 is not valid"),
         (
             {"type": "rope", "fraction": 0.4},
-            r"rotates an even number of coordinates, but head_dim=8 times fraction=0.4 gives 3",
+            r"an even number of coordinates rotates, but head_dim=8 times fraction=0.4 gives 3",
         ),
         ({"type": "rope", "base": 1}, r"base=1 is not valid"),
         (

@@ -6,7 +6,7 @@ import json
 
 import pytest
 import torch
-from cases import HEADS, TABLE, WIDTH, all_cases, build, extras, initialise, label, padded, part_of, tensors
+from cases import HEADS, HIDDEN, TABLE, WIDTH, all_cases, build, extras, initialise, label, padded, part_of, tensors
 from transformers.initialization import guard_torch_init_functions
 
 import hf_relpos
@@ -138,7 +138,7 @@ def test_equals_the_oracle_in_outputs_and_gradients(case, backend):
     ours = torch.autograd.grad((output * weights).sum(), inputs.values(), allow_unused=True)
     theirs = torch.autograd.grad((expected * weights).sum(), inputs.values(), allow_unused=True)
     for name, mine, other in zip(inputs, ours, theirs, strict=True):
-        if mine is None and other is None and encoding.adds_to_input:
+        if mine is None and other is None and (name == "hidden_states" or encoding.adds_to_input):
             continue
         assert mine is not None, f"{name} gets no gradient"
         torch.testing.assert_close(
@@ -358,6 +358,37 @@ def test_a_list_composes():
     joint, _ = attend(query, key, value, (both,), mask, scale=inputs.scale)
     chained, _ = attend(query, key, value, members, mask, scale=inputs.scale)
     assert torch.equal(joint, chained)
+
+
+@every_case
+def test_heads_restrict_an_encoding_to_some_heads(case):
+    """Two of four heads get what two heads alone would, the others plain attention."""
+    rel_pos, causal = case
+    query, key, value = tensors(LENGTH, LENGTH)
+    given = {"is_causal": causal, "backend": "eager", **extras(LENGTH)}
+    refusal = None
+    try:
+        some = build({**rel_pos, "heads": [1, 3]}, causal)
+        output = hf_relpos.attention(query, key, value, some, **given)
+    except ValueError as error:
+        refusal = str(error)
+    if refusal is not None:
+        assert "heads" in refusal
+        return
+    sizes = {"head_dim": WIDTH, "hidden_size": HIDDEN, "max_position_embeddings": TABLE, "causal": causal}
+    alone = build_encoding(rel_pos, num_heads=2, **sizes).double().eval()
+    alone.load_state_dict(some.state_dict())
+    inside = hf_relpos.attention(*(x[:, 1:3] for x in (query, key, value)), alone, **given)
+    torch.testing.assert_close(output[:, 1:3], inside, rtol=0, atol=1e-12)
+    plain = hf_relpos.attention(query, key, value, is_causal=causal)
+    for head in (0, 3):
+        torch.testing.assert_close(output[:, head], plain[:, head], rtol=0, atol=1e-12)
+    inputs = inputs_of(some, query, key, Positions.consecutive(LENGTH, LENGTH))
+    b, h, i, j = torch.meshgrid(torch.arange(2), torch.arange(HEADS), torch.arange(5), torch.arange(9), indexing="ij")
+    for term in some(inputs, Contribution(query, key, inputs.scale)).score_terms:
+        torch.testing.assert_close(
+            term.tile(slice(5), slice(9)).expand(2, HEADS, 5, 9), term.at(b, h, i, j), rtol=1e-14, atol=1e-14
+        )
 
 
 def test_host_is_checked():

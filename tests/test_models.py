@@ -21,6 +21,7 @@ from families import (
 from transformers import AutoModel, DynamicCache, StaticCache
 
 import hf_relpos
+from hf_relpos.encodings.encoding import Encoding, SharedPart
 from hf_relpos.models.architectures import ARCHITECTURES
 from hf_relpos.models.families import MODEL_CLASSES, classes_of, host_class
 
@@ -220,9 +221,17 @@ def test_ordinary_weights_get_an_encoding_initialised_as_the_method_says(family,
     ours = head.from_pretrained(tmp_path, rel_pos=KINDS[kind], absolute="drop").eval()
     for name, parameter in ours.named_parameters():
         assert parameter.isfinite().all(), name
-        if "relpos." in name:
-            assert parameter.abs().max() < 3.0, name
-            assert parameter.std() > 0 or "content_bias" in name, name
+    owners = [module for module in ours.modules() if isinstance(module, (Encoding, SharedPart))]
+    assert owners
+    for module in owners:
+        fresh = copy.deepcopy(module)
+        fresh.reset_parameters()
+        for (name, loaded), drawn in zip(
+            module.named_parameters(recurse=False), fresh.parameters(recurse=False), strict=True
+        ):
+            assert loaded.abs().max() <= 8 * drawn.abs().max(), name
+            constant = (drawn == drawn.flatten()[0]).all()
+            assert torch.equal(loaded, drawn) if constant and drawn.numel() > 1 else loaded.abs().sum() > 0, name
     assert ours(tokens(length=TABLE + 4)).logits.isfinite().all()
     kept = {key: value for key, value in host.state_dict().items() if key in ours.state_dict()}
     assert all(torch.equal(ours.state_dict()[key], value) for key, value in kept.items())
@@ -361,3 +370,58 @@ def test_a_checkpoint_changes_its_encoding_when_asked(tmp_path):
     other = type(ours).from_pretrained(tmp_path, rel_pos={"type": "kerple_log"})
     assert other.config.rel_pos["type"] == "kerple_log"
     assert other.config.absolute == "drop"
+
+
+@each_family
+def test_relations_reach_attention(family):
+    """Ids given for each pair matter, are those of the pair, and cannot be left out."""
+    rel_pos = [{"type": "relation", "num_relations": 3, "scalars": True}, {"type": "alibi"}]
+    ours = model(family, rel_pos)
+    ids = tokens(length=6)
+    relations = torch.randint(3, (2, 6, 6), generator=torch.Generator().manual_seed(3))
+    logits = ours(ids, relation_ids=relations).logits
+    changed = relations.clone()
+    changed[:, 4, 2] = (changed[:, 4, 2] + 1) % 3
+    assert (ours(ids, relation_ids=changed).logits - logits)[:, 4].abs().max() > 1e-4
+    with pytest.raises(ValueError, match="needs relation_ids"):
+        ours(ids)
+    with pytest.raises(ValueError, match=r"relation_ids has shape \[2, 5, 6\]"):
+        ours(ids, relation_ids=relations[:, 1:])
+    with pytest.raises(ValueError, match="no encoding of this model reads them"):
+        model(family, {"type": "alibi"})(ids, relation_ids=relations)
+    if family in DECODERS:
+        cache = DynamicCache(config=ours.config)
+        first = ours(ids[:, :4], past_key_values=cache, relation_ids=relations[:, :4, :4]).logits
+        second = ours(ids[:, 4:], past_key_values=cache, relation_ids=relations[:, 4:]).logits
+        torch.testing.assert_close(torch.cat((first, second), dim=1), logits, **close)
+
+
+@each_family
+def test_layers_may_differ(family, tmp_path):
+    """Values take turns over the layers; what two layers share is one module."""
+    rel_pos = {
+        "layers": [
+            {"type": "t5", "num_buckets": 8, "max_distance": 16},
+            [{"type": "t5", "num_buckets": 8, "max_distance": 16}, "fox"],
+            "none",
+        ]
+    }
+    ours = model(family, rel_pos, num_hidden_layers=4)
+    owners = [
+        name
+        for name, module in ours.named_modules()
+        if isinstance(module, Encoding) and name.startswith(ours.base_model_prefix)
+    ]
+    assert sum(".members." in name and "layer" not in name.split("relpos")[0] for name in owners) == 2
+    ids = tokens()
+    logits = ours(ids).logits
+    for module in ours.modules():
+        if isinstance(module, Encoding) and module.name == "t5":
+            with torch.no_grad():
+                module.bias.add_(torch.randn(module.bias.shape, dtype=module.bias.dtype))
+    assert (ours(ids).logits - logits).abs().max() > 1e-4
+    ours.save_pretrained(tmp_path)
+    again = type(ours).from_pretrained(tmp_path).double().eval()
+    torch.testing.assert_close(again(ids).logits, ours(ids).logits, **close)
+    with pytest.raises(ValueError, match="encodings for 3 layers, but the model has 2"):
+        model(family, rel_pos, num_hidden_layers=2)

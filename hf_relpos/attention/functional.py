@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..encodings.encoding import Tokens, key_state
+from ..encodings.encoding import Encoding, Tokens, key_state
 from ..encodings.positions import Positions
 from .attend import attend
 from .call import Mask
@@ -98,12 +98,12 @@ def attention(
     keys = key.shape[2]
     _expect(0.0 <= dropout_p < 1.0, f"dropout_p={dropout_p!r} is not valid: it must be at least 0 and below 1")
     _expect(window is None or window >= 1, f"window={window!r} is not valid: it must be at least 1")
-    host = getattr(encoding, "host", None)
-    if host is not None:
-        _expect(
-            host.num_heads == heads and host.head_dim == width,
-            f"the encoding was built for {host.num_heads} heads of width {host.head_dim}, but query has {heads} of {width}",
-        )
+    for part in getattr(encoding, "members", (encoding,)):
+        if isinstance(part, Encoding):
+            _expect(
+                part.attention_heads == heads and part.host.head_dim == width,
+                f"the encoding was built for {part.attention_heads} heads of width {part.host.head_dim}, but query has {heads} of {width}",
+            )
     for name, tensor, shape in (
         ("document_ids", document_ids, (batch, keys)),
         ("segment_ids", segment_ids, (batch, keys)),

@@ -7,7 +7,7 @@ computed where they are used, in float32 at least, because loading a checkpoint 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from .card import Card
 from .options import EncodingOptions, Host
 from .positions import Positions
-from .terms import ScoreTerm, ValueTerm
+from .terms import OnHeads, ScoreTerm, ValuesOnHeads, ValueTerm
 
 OptionsT = TypeVar("OptionsT", bound=EncodingOptions)
 
@@ -25,12 +25,13 @@ RowMap = Callable[[Tensor, Tensor | None, Tensor | None], Tensor]
 
 @dataclass(frozen=True)
 class Tokens:
-    """What the tokens of a call bring along, for :meth:`Encoding.key_state`: the layer's input ``[B, T, E]``, segment numbers ``[B, T]``, and
-    marks ``[B, T, M]`` that :meth:`Encoding.token_marks` read off their ids; None where there is none."""
+    """What the tokens of a call bring along, for :meth:`Encoding.key_state`: the layer's input ``[B, T, E]``, segment numbers and ids ``[B, T]``, None
+    where there is none; ``before``: how many tokens stand before them in a cache."""
 
     hidden_states: Tensor | None = None
     segment_ids: Tensor | None = None
-    marks: Tensor | None = None
+    input_ids: Tensor | None = None
+    before: int | Tensor = 0
 
 
 @dataclass(frozen=True)
@@ -179,6 +180,13 @@ class Encoding(Part, Generic[OptionsT]):
 
     def __init__(self, options: OptionsT, host: Host):
         super().__init__()
+        heads, self.attention_heads = options.heads, host.num_heads
+        if heads is not None and heads[1] > host.num_heads:
+            raise ValueError(
+                f"rel_pos type {self.name!r}: heads={heads} is not valid: there are {host.num_heads} heads"
+            )
+        if heads is not None:
+            host = replace(host, num_heads=heads[1] - heads[0], projections=False)
         try:
             self.options: OptionsT = options.resolve(host)
         except ValueError as error:
@@ -187,6 +195,10 @@ class Encoding(Part, Generic[OptionsT]):
         self.shared_part = None if self.Shared is None else self.Shared(self.name, self.options, host)
         self.create_parameters()
         self.reset_parameters()
+        if heads is not None and self.content_scale(2.0) != 2.0:
+            raise ValueError(
+                f"rel_pos type {self.name!r}: heads={heads} is not valid where the content has a scale of its own"
+            )
 
     @property
     def needs(self) -> frozenset[str]:
@@ -238,17 +250,22 @@ class Encoding(Part, Generic[OptionsT]):
         keys each query sees (or None), and returns other content scores. Backends then need the dense scores."""
         return None
 
-    def token_marks(self, input_ids: Tensor) -> Tensor | None:
-        """What the ids ``[B, T]`` of tokens alone say about positions, ``[B, T, M]``, for :meth:`key_state`."""
-        return None
-
     @property
     def adds_to_input(self) -> bool:
         """Whether :meth:`input_term` is to be added to the model's input embeddings."""
         return False
 
-    def input_term(self, index: Tensor, width: int) -> Tensor:
-        """What is added to the embedding of the token at ``index`` ``[B|1, T]`` of its text, ``[B|1, T, width]``; without parameters."""
+    @property
+    def random_absolute(self) -> Literal["offset", "sorted"] | None:
+        """How a model that keeps its absolute positions draws them in training: a random start, sorted random ones, or not at all."""
+        return None
+
+    def input_term(self, index: Tensor, width: int, tokens: Tokens, past: Tensor | None) -> Tensor:
+        """What is added to the embedding of the token at ``index`` ``[B|1, T]`` of its text, ``[B|1, T, width]``.
+
+        ``tokens`` are the new tokens without hidden states, ``past`` ``[B, P, state_width]`` is what is remembered of those before them. An encoding
+        that belongs to one layer can have no parameters for it.
+        """
         raise TypeError(f"the encoding {self.name!r} adds nothing to the input")
 
     def forward(self, inputs: EncodingInputs, before: Contribution) -> Contribution:
@@ -260,6 +277,12 @@ class Encoding(Part, Generic[OptionsT]):
         if self.shared_part is not None:
             before = self.shared_part(inputs, before)
         inputs = replace(inputs, shared=before.shared)
+        if self.options.heads is None:
+            return self._contribute(inputs, before)
+        first, last = self.options.heads
+        return self._on_heads(first, last, inputs, before)
+
+    def _contribute(self, inputs: EncodingInputs, before: Contribution) -> Contribution:
         scale = self.content_scale(inputs.scale)
         if scale == inputs.scale:
             scale = before.scale
@@ -274,6 +297,52 @@ class Encoding(Part, Generic[OptionsT]):
             before.score_terms + self.score_terms(inputs),
             before.value_terms + self.value_terms(inputs),
             before.row_maps + tuple(row_map for row_map in (self.row_map(inputs),) if row_map is not None),
+            before.shared,
+        )
+
+    def _on_heads(self, first: int, last: int, inputs: EncodingInputs, before: Contribution) -> Contribution:
+        """The same for the query heads ``first .. last - 1``; what is done to the other heads stays as it is.
+
+        Raises ValueError when keys are mapped that a head outside shares, or to another width.
+        """
+        total = inputs.query.shape[1]
+        repeats = total // inputs.key.shape[1]
+        aligned = first % repeats == 0 and last % repeats == 0
+        keys = slice(first // repeats, last // repeats)
+
+        def of_heads(key: Tensor) -> Tensor:
+            return key[:, keys] if aligned else key.repeat_interleave(repeats, dim=1)[:, first:last]
+
+        own = replace(inputs, query=inputs.query[:, first:last], key=of_heads(inputs.key))
+        start = Contribution(before.query[:, first:last], of_heads(before.key), before.scale, shared=before.shared)
+        part = self._contribute(own, start)
+        query, key = before.query, before.key
+        if part.query is not start.query or part.key is not start.key:
+            if not aligned or part.query.shape != start.query.shape or part.key.shape != start.key.shape:
+                raise ValueError(
+                    f"the encoding {self.name!r} maps queries and keys, which heads={[first, last]} does not allow here: its heads must share "
+                    f"no keys with others ({repeats} query heads for each key head) and keep their width"
+                )
+            query = torch.cat((query[:, :first], part.query, query[:, last:]), dim=1)
+            key = torch.cat((key[:, : keys.start], part.key, key[:, keys.stop :]), dim=1)
+
+        def on_heads(row_map: RowMap) -> RowMap:
+            def mapped(content: Tensor, bias: Tensor | None, visible: Tensor | None) -> Tensor:
+                def some(scores: Tensor | None) -> Tensor | None:
+                    return scores if scores is None or scores.shape[1] == 1 else scores[:, first:last]
+
+                inside = row_map(content[:, first:last], some(bias), some(visible))
+                return torch.cat((content[:, :first], inside, content[:, last:]), dim=1)
+
+            return mapped
+
+        return Contribution(
+            query,
+            key,
+            before.scale,
+            before.score_terms + tuple(OnHeads(term, first, last, total) for term in part.score_terms),
+            before.value_terms + tuple(ValuesOnHeads(term, first, last) for term in part.value_terms),
+            before.row_maps + tuple(map(on_heads, part.row_maps)),
             before.shared,
         )
 
@@ -317,8 +386,12 @@ def state_width(parts: Iterable[nn.Module]) -> int:
 
 def key_state(parts: Iterable[nn.Module], tokens: Tokens) -> Tensor | None:
     """What ``parts`` remember of new keys, ``[B, T, S]``, one after the other; None when that is nothing."""
-    states = [part.key_state(tokens) for part in parts if part.state_width]  # type: ignore[operator]
-    return torch.cat(states, dim=-1) if states else None
+    found = [(part.state_width, part.key_state(tokens)) for part in parts if part.state_width]  # type: ignore[operator]
+    some = next((state for _, state in found if state is not None), None)
+    if some is None:
+        return None
+    states = [some.new_zeros(*some.shape[:2], width) if state is None else state for width, state in found]
+    return torch.cat(states, dim=-1)
 
 
 def contribute(parts: Iterable[nn.Module], inputs: EncodingInputs, before: Contribution) -> Contribution:

@@ -6,22 +6,50 @@ kernel serves encoders.
 """
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .card import Card
 from .encoding import Encoding, EncodingInputs, register_encoding
-from .options import EncodingOptions
+from .options import DirectedOptions
 from .terms import DistanceTable
 
 MINIMUM = 0.01
 
 
+class Kerple(Encoding[DirectedOptions]):
+    """A penalty that grows with distance along a learned kernel, for both kernels of the paper.
+
+    Parameters ``p`` ``[H]`` from U(0, 2) and ``a`` ``[H]`` from U(0, 1), one set for all layers.
+    """
+
+    Options = DirectedOptions
+    shared = True
+
+    def create_parameters(self) -> None:
+        self.p = nn.Parameter(torch.empty(self.host.num_heads))
+        self.a = nn.Parameter(torch.empty(self.host.num_heads))
+
+    def reset_parameters(self) -> None:
+        nn.init.uniform_(self.p, 0.0, 2.0)
+        nn.init.uniform_(self.a, 0.0, 1.0)
+
+    def penalty(self, distances: Tensor, p: Tensor, a: Tensor) -> Tensor:
+        """The penalty ``[H, L]`` of ``distances`` ``[L]``, none negative, for ``p`` and ``a`` ``[H, 1]``, at least MINIMUM."""
+        raise NotImplementedError
+
+    def score_terms(self, inputs: EncodingInputs) -> tuple[DistanceTable]:
+        # the same in both directions: a causal host masks the keys at negative distances
+        distances = inputs.positions.distances().abs().to(inputs.dtype)
+        p = self.p.to(inputs.dtype).clamp(min=MINIMUM)[:, None]
+        a = self.a.to(inputs.dtype).clamp(min=MINIMUM)[:, None]
+        return (DistanceTable(-self.penalty(distances, p, a), inputs.positions),)
+
+
 @register_encoding
-class KerpleLog(Encoding[EncodingOptions]):
-    """Parameters ``p`` ``[H]`` from U(0, 2) and ``a`` ``[H]`` from U(0, 1), one set for all layers."""
+class KerpleLog(Kerple):
+    """Parameters of :class:`Kerple`."""
 
     name = "kerple_log"
-    shared = True
     card = Card(
         title="KERPLE: Kernelized Relative Positional Embedding for Length Extrapolation",
         authors="Chi, Ta-Chung and Fan, Ting-Han and Ramadge, Peter J. and Rudnicky, Alexander I.",
@@ -33,16 +61,5 @@ class KerpleLog(Encoding[EncodingOptions]):
         beyond_training="the penalty goes on logarithmically",
     )
 
-    def create_parameters(self) -> None:
-        self.p = nn.Parameter(torch.empty(self.host.num_heads))
-        self.a = nn.Parameter(torch.empty(self.host.num_heads))
-
-    def reset_parameters(self) -> None:
-        nn.init.uniform_(self.p, 0.0, 2.0)
-        nn.init.uniform_(self.a, 0.0, 1.0)
-
-    def score_terms(self, inputs: EncodingInputs) -> tuple[DistanceTable]:
-        distances = inputs.positions.distances().abs().to(inputs.dtype)
-        p = self.p.to(inputs.dtype).clamp(min=MINIMUM)[:, None]
-        a = self.a.to(inputs.dtype).clamp(min=MINIMUM)[:, None]
-        return (DistanceTable(-p * torch.log1p(a * distances), inputs.positions),)
+    def penalty(self, distances: Tensor, p: Tensor, a: Tensor) -> Tensor:
+        return p * torch.log1p(a * distances)

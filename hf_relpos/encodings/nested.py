@@ -4,7 +4,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from .encoding import Encoding, OptionsT, Tokens, parse_part
+from .encoding import Encoding, OptionsT, SharedPart, Tokens, parse_part
 
 
 class NestedEncoding(Encoding[OptionsT]):
@@ -33,6 +33,24 @@ class NestedEncoding(Encoding[OptionsT]):
 
     def key_state(self, tokens: Tokens) -> Tensor | None:
         return None if self.inner is None else self.inner.key_state(tokens)
+
+    @property
+    def max_length(self) -> int | None:
+        return None if self.inner is None else self.inner.max_length
+
+    @property
+    def adds_to_input(self) -> bool:
+        return self.inner is not None and self.inner.adds_to_input
+
+    def input_term(self, index: Tensor, width: int, tokens: Tokens, past: Tensor | None) -> Tensor:
+        owner = super() if self.inner is None else self.inner
+        return owner.input_term(index, width, tokens, past)
+
+    def content_scale(self, scale: float) -> float:
+        return scale if self.inner is None else self.inner.content_scale(scale)
+
+    def take_shared_part(self) -> SharedPart | None:
+        return None if self.inner is None else self.inner.take_shared_part()
 
     def config(self) -> dict[str, Any]:
         inner = None if self.inner is None else self.inner.config()

@@ -1,6 +1,7 @@
 """Options of an encoding: a frozen dataclass in Python, a plain dict in JSON, checked by name, type and value."""
 
 import dataclasses
+import re
 import types
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Self, Union, get_args, get_origin, get_type_hints
@@ -17,6 +18,8 @@ class Host:
     causal: bool
     # whether the host lends its own maps to queries and keys
     projections: bool = False
+    # the width of a model's input embeddings, where it is not hidden_size
+    embedding_size: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("num_heads", "head_dim", "hidden_size"):
@@ -47,7 +50,14 @@ def _describe(hint: Any) -> str:
     return (
         "null"
         if hint is type(None)
-        else {int: "an integer", float: "a number", bool: "true or false"}.get(hint, str(hint))
+        else {
+            int: "an integer",
+            float: "a number",
+            bool: "true or false",
+            list: "a list",
+            dict: "a dict",
+            str: "a string",
+        }.get(hint, str(hint))
     )
 
 
@@ -56,10 +66,11 @@ class EncodingOptions:
     """Options that every encoding has.
 
     ``share_layers``: one set of parameters for all layers of a model (true), one for each layer (false), or as the method's
-    authors do it (null).
+    authors do it (null). ``heads``: ``[first, last + 1]``, the query heads that it acts on, all (null) or some of them.
     """
 
     share_layers: bool | None = None
+    heads: list | None = None
 
     def __post_init__(self) -> None:
         hints = get_type_hints(type(self))
@@ -67,6 +78,9 @@ class EncodingOptions:
             value = getattr(self, field.name)
             if not _matches(value, hints[field.name]):
                 raise ValueError(f"{field.name}={value!r} is not valid: it must be {_describe(hints[field.name])}")
+        heads = self.heads
+        whole = heads is None or (len(heads) == 2 and all(_matches(head, int) for head in heads))
+        self.require(whole and (heads is None or 0 <= heads[0] < heads[1]), "heads", "null or [first, last + 1]")
 
     def require(self, condition: bool, name: str, what: str) -> None:
         """Raise a ValueError that names option ``name``, its value, and ``what`` it must be, unless ``condition`` holds."""
@@ -92,8 +106,11 @@ class EncodingOptions:
             raise ValueError(f"rel_pos type {name!r}: {error}") from None
 
     def to_dict(self) -> dict[str, Any]:
-        """All options, defaults included, as JSON values."""
-        return dataclasses.asdict(self)
+        """All options, defaults included, as JSON values; ``heads`` only where it is not all of them."""
+        values = dataclasses.asdict(self)
+        if self.heads is None:
+            del values["heads"]
+        return values
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,3 +127,30 @@ class DirectedOptions(EncodingOptions):
                 "direction='causal' is not valid in a bidirectional model, whose queries see later keys; valid here: auto, symmetric"
             )
         return self
+
+
+def option_table(options: type[EncodingOptions]) -> list[tuple[str, Any, str]]:
+    """Name, default and valid values of each option, those that every encoding has last. What an option must be is what it says when it is refused."""
+    hints = get_type_hints(options)
+    common = {field.name for field in dataclasses.fields(EncodingOptions)}
+    rows = [
+        (field.name, field.default if field.default_factory is dataclasses.MISSING else field.default_factory())
+        for field in sorted(dataclasses.fields(options), key=lambda field: field.name in common)
+    ]
+    return [(name, default, _valid(options, name, hints[name])) for name, default in rows]
+
+
+def _valid(options: type[EncodingOptions], name: str, hint: Any) -> str:
+    for wrong, kind in ((-7, "an integer, "), (-7.0, "a number, "), ([], "")):
+        if not _matches(wrong, hint):
+            continue
+        try:
+            options(**{name: wrong})
+        except ValueError as error:
+            told = re.search(rf"^{name}=.* is not valid: it must be (.*)", str(error), re.DOTALL)
+            if told is None:
+                continue
+            kind = "" if "integer" in told[1] else kind
+            nullable = _matches(None, hint) and "null" not in told[1]
+            return f"{'null or ' if nullable else ''}{kind}{told[1]}"
+    return _describe(hint)

@@ -3,9 +3,11 @@
 Queries and keys are rotated by their slot: pair ``k`` of coordinates by the angle ``p * base**(-2k / rd)``, where ``rd`` is the even number
 of leading coordinates that rotate (``fraction`` of the head width). The score then depends on ``i - j``. ``layout="half"`` pairs ``(x_k,
 x_{k + rd/2})`` as Llama and GPT-NeoX do, ``"interleaved"`` pairs ``(x_2k, x_2k+1)`` as RoFormer and GPT-J do.
+
+``rope_scaling`` changes the frequencies for texts longer than those of pretraining, in the names of transformers' ``rope_parameters``.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Self
 
 import torch
@@ -14,30 +16,50 @@ from torch import Tensor
 from .card import Card
 from .encoding import Encoding, EncodingInputs, register_encoding
 from .options import EncodingOptions, Host
+from .positions import Positions
+from .rope_scaling import check_scaling, resolve_scaling, scaled_frequencies
+from .rotation import rotate
 from .sinusoid import angles
 
 
 @dataclass(frozen=True, kw_only=True)
 class RopeOptions(EncodingOptions):
-    """``base`` of the wave lengths, ``layout`` of the pairs, ``fraction`` of the head width that rotates."""
+    """``base`` of the wave lengths, ``layout`` of the pairs, ``fraction`` of the head width that rotates, ``rope_scaling`` (null, or a dict with a
+    ``rope_type`` and its keys)."""
 
     base: float = 10000.0
     layout: Literal["half", "interleaved"] = "half"
     fraction: float = 1.0
+    rope_scaling: dict | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.require(self.base > 1, "base", "larger than 1")
         self.require(0 < self.fraction <= 1, "fraction", "larger than 0 and at most 1")
+        if self.rope_scaling is not None:
+            check_scaling(self.rope_scaling)
 
     def resolve(self, host: Host) -> Self:
         rotated = int(host.head_dim * self.fraction)
         if rotated < 2 or rotated % 2:
             raise ValueError(
-                f"rel_pos type 'rope' rotates an even number of coordinates, but head_dim={host.head_dim} times "
-                f"fraction={self.fraction} gives {rotated}"
+                f"an even number of coordinates rotates, but head_dim={host.head_dim} times fraction={self.fraction} gives {rotated}"
             )
-        return self
+        if self.rope_scaling is None:
+            return self
+        return replace(self, rope_scaling=resolve_scaling(self.rope_scaling, rotated, host))
+
+
+def text_length(positions: Positions, causal: bool) -> int | Tensor:
+    """One more than the largest slot that counts in a call: in a causal one the last query's, since behind it a static cache holds nothing yet."""
+    if positions.key_slots is not None and positions.query_slots is not None:
+        return (positions.query_slots if causal else positions.key_slots)[-1] + 1
+    last_query, last_key = positions.query_start + positions.num_queries, positions.key_start + positions.num_keys
+    if causal:
+        return last_query
+    if isinstance(last_query, int) and isinstance(last_key, int):
+        return max(last_query, last_key)
+    return torch.maximum(*(torch.as_tensor(last, device=positions.device) for last in (last_query, last_key)))
 
 
 @register_encoding
@@ -55,22 +77,20 @@ class Rope(Encoding[RopeOptions]):
         formula="score = (R_i q_i)·(R_j k_j) / √D",
         depends_on="rotation",
         directions="both",
-        beyond_training="rotates on; slow pairs meet angles never trained",
+        beyond_training="rotates on; slow pairs meet angles never trained, unless rope_scaling slows them down",
     )
 
-    def _rotate(self, x: Tensor, slots: Tensor) -> Tensor:
-        rotated = int(self.host.head_dim * self.options.fraction)
-        phase = angles(slots, rotated, float(self.options.base))[:, None]
-        dtype = torch.promote_types(x.dtype, torch.float32)
-        cos, sin = phase.cos().to(dtype), phase.sin().to(dtype)
-        part, rest = x[..., :rotated].to(dtype), x[..., rotated:]
-        first, second = part.chunk(2, dim=-1) if self.options.layout == "half" else (part[..., 0::2], part[..., 1::2])
-        turned = (first * cos - second * sin, second * cos + first * sin)
-        part = torch.cat(turned, dim=-1) if self.options.layout == "half" else torch.stack(turned, dim=-1).flatten(-2)
-        return torch.cat((part.to(x.dtype), rest), dim=-1)
+    def _rotate(self, x: Tensor, slots: Tensor, positions: Positions) -> Tensor:
+        options = self.options
+        rotated, base = int(self.host.head_dim * options.fraction), float(options.base)
+        if options.rope_scaling is None:
+            return rotate(x, angles(slots, rotated, base), options.layout)
+        length = text_length(positions, self.host.causal)
+        frequencies, factor = scaled_frequencies(options.rope_scaling, base, rotated, length, slots.device)
+        return rotate(x, slots[..., None] * frequencies.double(), options.layout, factor)
 
     def map_query(self, query: Tensor, inputs: EncodingInputs) -> Tensor:
-        return self._rotate(query, inputs.positions.query)
+        return self._rotate(query, inputs.positions.query, inputs.positions)
 
     def map_key(self, key: Tensor, inputs: EncodingInputs) -> Tensor:
-        return self._rotate(key, inputs.positions.key)
+        return self._rotate(key, inputs.positions.key, inputs.positions)

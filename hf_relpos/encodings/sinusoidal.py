@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from .card import Card
-from .encoding import EncodingInputs, register_encoding
+from .encoding import EncodingInputs, Tokens, register_encoding
 from .options import EncodingOptions, Host
 from .sinusoid import sinusoid
 from .terms import QueryBuckets, ScoreTerm
@@ -83,5 +83,5 @@ class Sinusoidal(ProjectedSinusoid[SinusoidalOptions]):
     def adds_to_input(self) -> bool:
         return self.options.add_absolute
 
-    def input_term(self, index: Tensor, width: int) -> Tensor:
+    def input_term(self, index: Tensor, width: int, tokens: Tokens, past: Tensor | None) -> Tensor:
         return sinusoid(index, width, float(self.options.base), "interleaved")

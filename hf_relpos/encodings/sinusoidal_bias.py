@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .card import Card
-from .encoding import Encoding, EncodingInputs, register_encoding
+from .encoding import Encoding, EncodingInputs, Tokens, register_encoding
 from .options import EncodingOptions, Host
 from .sinusoid import sinusoid
 from .terms import DistanceTable
@@ -73,5 +73,5 @@ class SinusoidalBias(Encoding[SinusoidalBiasOptions]):
     def adds_to_input(self) -> bool:
         return self.options.add_absolute
 
-    def input_term(self, index: Tensor, width: int) -> Tensor:
+    def input_term(self, index: Tensor, width: int, tokens: Tokens, past: Tensor | None) -> Tensor:
         return sinusoid(index, width, float(self.options.base), "interleaved")

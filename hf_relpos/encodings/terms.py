@@ -221,6 +221,24 @@ class PairFunction(ScoreTerm):
         return by_head.expand(*shape, by_head.shape[-1]).gather(-1, h.expand(shape)[..., None])[..., 0]
 
 
+@dataclass(frozen=True)
+class OnHeads(ScoreTerm):
+    """A term that acts on the query heads ``first .. last - 1`` of ``total`` only; zero for the others."""
+
+    term: ScoreTerm
+    first: int
+    last: int
+    total: int
+
+    def tile(self, rows: slice = ALL, cols: slice = ALL) -> Tensor:
+        block = self.term.tile(rows, cols).expand(-1, self.last - self.first, -1, -1)
+        return torch.nn.functional.pad(block, (0, 0, 0, 0, self.first, self.total - self.last))
+
+    def at(self, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        number = self.term.at(b, (h - self.first).clamp(0, self.last - self.first - 1), i, j)
+        return torch.where((h >= self.first) & (h < self.last), number, 0.0)
+
+
 class ValueTerm(ABC):
     """Vectors added to the values, a different one for each pair: the output gains ``sum_j p_ij table[index(i, j)]``."""
 
@@ -261,3 +279,19 @@ class ValuePairs(ValueTerm):
 
     def index(self, rows: slice = ALL, cols: slice = ALL) -> Tensor:
         return self.pairs[:, None, rows, cols]
+
+
+@dataclass(frozen=True)
+class ValuesOnHeads(ValueTerm):
+    """A value term that acts on the query heads ``first .. last - 1`` only."""
+
+    term: ValueTerm
+    first: int
+    last: int
+
+    def index(self, rows: slice = ALL, cols: slice = ALL) -> Tensor:
+        return self.term.index(rows, cols)
+
+    def apply(self, weights: Tensor, rows: slice = ALL, cols: slice = ALL) -> Tensor:
+        gain = self.term.apply(weights[:, self.first : self.last], rows, cols)
+        return torch.nn.functional.pad(gain, (0, 0, 0, 0, self.first, weights.shape[1] - self.last))

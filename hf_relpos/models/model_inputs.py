@@ -1,14 +1,16 @@
 """What happens once at the entrance of a base model, before its forward."""
 
 import inspect
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Cache
+from transformers import Cache, EncoderDecoderCache
 
+from ..encodings.encoding import Encoding, Tokens
 from .architectures import ArchSpec
+from .key_memory import remembered
 
 
 @dataclass(frozen=True)
@@ -16,29 +18,49 @@ class Given:
     """What the entrance of a model passes on to all its attention modules, for the encodings that need it.
 
     ``weights``: attention weights are asked for. ``index`` ``[B|1, T]``: the place of each new token in its own text. ``offset``: None where the keys
-    are the new tokens alone. ``segment_ids`` ``[B, T]``, ``relation_ids`` ``[B, T, Tk]``; ``marks`` as of ``Encoding.token_marks``; ``seed`` drawn once
+    are the new tokens alone. ``tokens``: what the new tokens bring along, hidden states excepted. ``relation_ids`` ``[B, T, Tk]``. ``seed``: drawn once
     for the forward.
     """
 
     weights: bool = False
     index: Tensor | None = None
     offset: int | Tensor | None = None
-    segment_ids: Tensor | None = None
+    tokens: Tokens = field(default_factory=Tokens)
     relation_ids: Tensor | None = None
-    marks: Tensor | None = None
     seed: int | None = None
 
 
 class Entrance:
-    """State of :func:`before_model` on a base model: its family, whether its own table of positions is kept, what its encodings
-    need, and its argument names."""
+    """State of :func:`before_model` on a base model or the stack in it.
 
-    def __init__(self, base: nn.Module, spec: ArchSpec, *, keep: bool, causal: bool, needs: frozenset[str]):
+    ``owner`` is the base model; ``keep``: its own table of positions is kept; ``encodings``: copies of all that it has, to ask what they need.
+    Raises ValueError when absolute positions are to be drawn at random that the model does not have.
+    """
+
+    def __init__(
+        self, stack: nn.Module, owner: nn.Module, spec: ArchSpec, *, keep: bool, causal: bool, encodings: list[Encoding]
+    ):
+        self.owner = owner
         self.spec = spec
         self.keep = keep
         self.causal = causal
-        self.needs = needs
-        self.names = tuple(inspect.signature(type(base).forward).parameters)[1:]
+        self.needs: frozenset[str] = frozenset().union(*(encoding.needs for encoding in encodings))
+        self.names = tuple(inspect.signature(type(stack).forward).parameters)[1:]
+        # what one layer's encoding adds to the input has no parameters, so the copy serves as well as the placed one
+        self.local_input_encodings = [e for e in encodings if e.adds_to_input and not e.share_layers]
+        drawn = {encoding.random_absolute for encoding in encodings} - {None}
+        self.random_absolute = drawn.pop() if drawn else None
+        if self.random_absolute and (not keep or spec.native != "table" or "position_ids" not in self.names):
+            raise ValueError(
+                f"rel_pos draws absolute positions at random (absolute={self.random_absolute!r}), which takes a model with a table of "
+                f"them, absolute='keep', and position_ids among its arguments"
+            )
+
+    def input_encodings(self) -> list[Any]:
+        """All encodings that add to the input, those shared by layers as the model holds them now: PEFT and others replace modules by wrappers."""
+        common = getattr(self.owner, "relpos", None)
+        shared: list[Any] = [] if common is None else list(getattr(common, "members", [common]))
+        return [part for part in shared if getattr(part, "adds_to_input", False)] + self.local_input_encodings
 
 
 def before_model(
@@ -70,16 +92,37 @@ def before_model(
             kwargs["attention_mask"] = (visible.tril() if entrance.causal else visible).expand(batch, -1, -1, -1)
     if segment_ids is None:
         segment_ids = kwargs.get("token_type_ids")
+    ids = kwargs.get("input_ids") if "input_ids" in entrance.needs else None
+    given_tokens = Tokens(None, segment_ids, ids, offset)
     kwargs["relpos_given"] = Given(
         weights=bool(kwargs.get("output_attentions", getattr(config, "output_attentions", False))),
         index=index if "index" in entrance.needs else None,
         offset=None if past is None else offset,
-        segment_ids=segment_ids,
+        tokens=given_tokens,
         relation_ids=_relations(relation_ids, entrance, batch, length),
         seed=int(torch.randint(2**31, ())) if "seed" in entrance.needs and base.training else None,
     )
-    _add_input_terms(base, kwargs, entrance, offset, index)
+    if entrance.random_absolute is not None and base.training and past is None and kwargs.get("position_ids") is None:
+        kwargs["position_ids"] = _draw_absolute(config, entrance, index, length)
+        if kwargs.get("attention_mask") is None:
+            # hosts take gaps between positions for the borders of packed texts unless they see a mask
+            kwargs["attention_mask"] = torch.ones(batch, length, dtype=torch.long, device=tokens.device)
+    _add_input_terms(base, kwargs, entrance, given_tokens, past, index)
     return (), kwargs
+
+
+def _table_length(config: Any, spec: ArchSpec) -> tuple[int, int]:
+    """How many absolute positions tokens can have, and the first of them."""
+    first = 0 if spec.reserved_positions is None else getattr(config, spec.reserved_positions) + 1
+    return config.max_position_embeddings - first, first
+
+
+def _draw_absolute(config: Any, entrance: Entrance, index: Tensor, length: int) -> Tensor:
+    """Absolute positions of the tokens at ``index`` ``[B|1, T]`` of their texts: from a random start, or sorted random ones."""
+    limit, first = _table_length(config, entrance.spec)
+    if entrance.random_absolute == "offset":
+        return index + first + int(torch.randint(limit - length + 1, ()))
+    return torch.randperm(limit)[:length].sort().values.to(index.device)[index] + first
 
 
 def example_inputs(base: nn.Module, input_ids: Tensor) -> dict[str, Tensor]:
@@ -120,9 +163,7 @@ def _text_index(kwargs: dict[str, Any], length: int, offset: int | Tensor, devic
 
 
 def _check_length(config: Any, spec: ArchSpec, length: int, offset: int | Tensor) -> None:
-    limit = config.max_position_embeddings
-    if spec.reserved_positions is not None:
-        limit -= getattr(config, spec.reserved_positions) + 1
+    limit, _ = _table_length(config, spec)
     if isinstance(offset, int) and offset + length > limit:
         raise ValueError(
             f"a sequence of {offset + length} tokens is longer than the table of {limit} absolute positions that absolute='keep' "
@@ -140,16 +181,42 @@ def _documents(position_ids: Tensor) -> Tensor | None:
     return torch.nn.functional.pad(starts.long().cumsum(-1), (1, 0))
 
 
+def _past_state(owner: nn.Module, cache: Any, encoding: Any) -> Tensor | None:
+    """What ``encoding`` remembers of the tokens in ``cache``, ``[B, P, state_width]``, as the first layer that has it stores it; None of none."""
+    own = cache.self_attention_cache if isinstance(cache, EncoderDecoderCache) else cache
+    modules: Any = owner.modules()
+    for module in modules:
+        site: Any = getattr(module, "_relpos_site", None)
+        parts = [] if site is None else site.encodings(module)
+        parts = [member for part in parts for member in getattr(part, "members", [part])]
+        if not any(part is encoding for part in parts):
+            continue
+        layer = own.layers[module.layer_idx]
+        if not layer.is_initialized or layer.keys is None:
+            return None
+        if layer.is_sliding:
+            raise ValueError(f"the encoding {encoding.name!r} needs all earlier tokens, which a sliding cache forgets")
+        width = encoding.host.head_dim
+        before = next(number for number, part in enumerate(parts) if part is encoding)
+        first = sum(part.state_width for part in parts[:before])
+        state = remembered(layer.keys, width, sum(part.state_width for part in parts))
+        return state[:, : int(layer.get_seq_length()), first : first + encoding.state_width]
+    return None
+
+
 def _add_input_terms(
-    base: nn.Module, kwargs: dict[str, Any], entrance: Entrance, offset: int | Tensor, index: Tensor
+    base: nn.Module, kwargs: dict[str, Any], entrance: Entrance, tokens: Tokens, past: Any, index: Tensor
 ) -> None:
-    encodings: list[Any] = base._relpos_input_encodings  # type: ignore[assignment]
+    encodings = entrance.input_encodings()
     if not encodings:
         return
     embeds, ids = kwargs.get("inputs_embeds"), kwargs.get("input_ids")
     if embeds is None:
         embeds = base.get_input_embeddings()(ids)  # type: ignore[operator]
-    term = sum(encoding.input_term(index, embeds.shape[-1]) for encoding in encodings)
+    terms = []
+    for encoding in encodings:
+        state = _past_state(entrance.owner, past, encoding) if past is not None and encoding.state_width else None
+        terms.append(encoding.input_term(index, embeds.shape[-1], tokens, state))
     if (
         entrance.keep
         and entrance.spec.reserved_positions is not None
@@ -158,5 +225,7 @@ def _add_input_terms(
     ):
         # the host derives its padded positions from ids, which it will not see
         embeddings = base.get_submodule(entrance.spec.embeddings or "")
-        kwargs["position_ids"] = embeddings.create_position_ids_from_input_ids(ids, embeddings.padding_idx, offset)  # type: ignore[operator]
-    kwargs["inputs_embeds"], kwargs["input_ids"] = embeds + term.to(embeds.dtype), None
+        kwargs["position_ids"] = embeddings.create_position_ids_from_input_ids(  # type: ignore[operator]
+            ids, embeddings.padding_idx, tokens.before
+        )
+    kwargs["inputs_embeds"], kwargs["input_ids"] = embeds + sum(terms).to(embeds.dtype), None

@@ -13,6 +13,9 @@ from .model_inputs import Entrance, before_model
 from .neutral import check_absolute, drop_positions
 from .routing import Site, before_attention
 
+# how configs call the width of the input embeddings where it can differ from hidden_size
+EMBEDDING_SIZES = ("embedding_size", "word_embed_proj_dim")
+
 
 def host_of(config: Any, spec: ArchSpec) -> Host:
     """What encodings must know of a model with ``config``."""
@@ -24,7 +27,8 @@ def host_of(config: Any, spec: ArchSpec) -> Host:
         head_dim = hidden // heads
     causal = bool(config.is_decoder) if spec.causal is None else spec.causal
     table = getattr(config, "max_position_embeddings", None)
-    return Host(heads, head_dim, hidden, table, causal, spec.projections is not None)
+    embedding = next((size for name in EMBEDDING_SIZES if (size := getattr(config, name, None)) is not None), None)
+    return Host(heads, head_dim, hidden, table, causal, spec.projections is not None, embedding)
 
 
 @dataclass(frozen=True)
@@ -107,12 +111,14 @@ def place(base: nn.Module, config: Any, spec: ArchSpec) -> None:
             module.relpos = compose(own)
         module.register_forward_pre_hook(before_attention, with_kwargs=True)
     entrance: Any = base.get_submodule(spec.stack)
-    needs: frozenset[str] = frozenset().union(*(encoding.needs for encoding in layout.encodings))
     entrance._relpos_entrance = Entrance(
-        entrance, spec, keep=config.absolute == "keep", causal=host.causal, needs=needs
+        entrance,
+        base,
+        spec,
+        keep=config.absolute == "keep",
+        causal=host.causal,
+        encodings=layout.encodings,
     )
-    # what they add to the input has no parameters, so these copies serve as well as the placed ones
-    entrance._relpos_input_encodings = [encoding for encoding in layout.encodings if encoding.adds_to_input]
     entrance.register_forward_pre_hook(before_model, with_kwargs=True)
     if config.absolute == "drop":
         drop_positions(base, spec)

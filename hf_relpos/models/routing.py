@@ -6,6 +6,7 @@ this code share transformers' registry, and each module still finds its own code
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -17,7 +18,7 @@ from transformers.masking_utils import sdpa_mask
 from ..attention.attend import attend
 from ..attention.backends import BACKENDS
 from ..attention.call import Mask
-from ..encodings.encoding import Tokens, key_state
+from ..encodings.encoding import key_state
 from ..encodings.positions import Positions
 from .key_memory import KeyMemory
 from .model_inputs import Given
@@ -209,7 +210,7 @@ def before_attention(
         given: Given = kwargs.get("relpos_given") or Given()
         hidden: Tensor = args[0] if args else kwargs["hidden_states"]
         kwargs["relpos_hidden_states"] = hidden
-        state = key_state(encodings, Tokens(hidden, given.segment_ids, given.marks))
+        state = key_state(encodings, replace(given.tokens, hidden_states=hidden))
         if state is not None:
             own = cache.self_attention_cache if isinstance(cache, EncoderDecoderCache) else cache
             memory = KeyMemory(own, state)

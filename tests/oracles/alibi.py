@@ -1,6 +1,9 @@
-"""ALiBi, arXiv 2108.12409: ``q . k * scale - m_h |i - j|`` over past keys; over all keys; or one side for each half of the heads."""
+"""ALiBi, arXiv 2108.12409: ``q . k * scale - m_h |i - j|`` over past keys; over all keys; or one side for each half of the heads.
+Learned slopes are ``m_h exp(log_scale_h)``."""
 
 import math
+
+import torch
 
 from oracles.common import attend
 
@@ -25,7 +28,10 @@ def attention(query, key, value, params, options, query_slots, key_slots, allowe
         m, visible = slopes(heads), None
     causal = options["direction"] == "causal"
 
+    def slope(h):
+        return m[h] * torch.exp(params["log_scale"][h]) if options.get("learned") else m[h]
+
     def score(b, h, q, k, i, j):
-        return q @ k * scale - m[h] * (max(i - j, 0) if causal else abs(i - j))
+        return q @ k * scale - slope(h) * (max(i - j, 0) if causal else abs(i - j))
 
     return attend(query, key, value, query_slots, key_slots, allowed, score, visible=visible)

@@ -1,0 +1,130 @@
+"""DeBERTa's disentangled attention: content meets position both ways. He, Liu, Gao, Chen 2020, arXiv 2006.03654.
+
+``score = f * (q_i . k_j + q_i . Kr_h[d] + k_j . Qr_h[d])``, ``d = clamp(i - j, -P, P - 1) + P``, where ``Kr = W_k T`` and ``Qr = W_q T + b_q`` project the
+same table ``T`` ``[2P, E]``. The table is shared by all layers, the projections belong to each.
+
+The paper's position-to-content term uses the distance ``j - i`` (``p2c_distance="paper"``); Microsoft's and transformers' code both use ``i - j``
+as in the other term (``"code"``), and so do the published checkpoints. ``f`` is ``1 / sqrt(D * (1 + number of position terms))`` in the paper
+(``scaling="paper"``); ``"host"`` keeps the host's scale. A text longer than ``P`` meets the ends of the table; for a shorter one transformers
+cuts the table to as many rows, which gives the same numbers.
+"""
+
+import math
+from dataclasses import dataclass, replace
+from typing import Literal, Self
+
+import torch
+from torch import Tensor, nn
+
+from .card import Card
+from .encoding import Encoding, EncodingInputs, SharedPart, register_encoding
+from .linear import linear
+from .options import EncodingOptions, Host
+from .terms import KeyBuckets, QueryBuckets, ScoreTerm
+
+
+@dataclass(frozen=True, kw_only=True)
+class DebertaOptions(EncodingOptions):
+    """``max_relative_positions`` is P, the host's ``max_position_embeddings`` unless given; ``c2p`` and ``p2c``: which terms there are; ``p2c_distance``
+    and ``scaling`` choose between the paper and what is used."""
+
+    max_relative_positions: int | None = None
+    c2p: bool = True
+    p2c: bool = True
+    p2c_distance: Literal["code", "paper"] = "code"
+    scaling: Literal["host", "paper"] = "host"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require(
+            self.max_relative_positions is None or self.max_relative_positions >= 1,
+            "max_relative_positions",
+            "null or at least 1",
+        )
+        self.require(self.c2p or self.p2c, "p2c", "true when c2p is false: without either there is no position")
+
+    def resolve(self, host: Host) -> Self:
+        if self.max_relative_positions is not None:
+            return self
+        if host.max_position_embeddings is None:
+            raise ValueError(
+                "max_relative_positions=None is not valid: the host has no max_position_embeddings, so the table's size must be given"
+            )
+        return replace(self, max_relative_positions=host.max_position_embeddings)
+
+
+class DebertaTable(SharedPart):
+    """Parameter ``table`` ``[2P, E]``, drawn from N(0, 0.02)."""
+
+    def create_parameters(self) -> None:
+        self.table = nn.Parameter(torch.empty(2 * self.options.max_relative_positions, self.host.hidden_size))
+
+    def reset_parameters(self) -> None:
+        nn.init.normal_(self.table, std=0.02)
+
+    def tensor(self, inputs: EncodingInputs) -> Tensor:
+        return self.table
+
+
+def by_head(rows: Tensor, width: int) -> Tensor:
+    """``[N, H * D]`` -> ``[H, N, D]``."""
+    return rows.unflatten(-1, (-1, width)).transpose(0, 1)
+
+
+@register_encoding
+class Deberta(Encoding[DebertaOptions]):
+    """Parameters ``key_projection`` ``[H * D, E]`` (with c2p), ``query_projection`` ``[H * D, E]`` and ``query_bias`` ``[H * D]`` (with p2c) for each layer,
+    and the table of :class:`DebertaTable` for all; drawn from N(0, 0.02), the bias zero."""
+
+    name = "deberta"
+    Options = DebertaOptions
+    Shared = DebertaTable
+    card = Card(
+        title="DeBERTa: Decoding-enhanced BERT with Disentangled Attention",
+        authors="He, Pengcheng and Liu, Xiaodong and Gao, Jianfeng and Chen, Weizhu",
+        year=2020,
+        arxiv="2006.03654",
+        formula="score = (q_i·k_j + q_i·Kr[d(i − j)] + k_j·Qr[d(i − j)]) / √D",
+        depends_on="content",
+        directions="both",
+        beyond_training="distances are clamped to the ends of the table",
+    )
+
+    def create_parameters(self) -> None:
+        rows, width = self.host.num_heads * self.host.head_dim, self.host.hidden_size
+        if self.options.c2p:
+            self.key_projection = nn.Parameter(torch.empty(rows, width))
+        if self.options.p2c:
+            self.query_projection = nn.Parameter(torch.empty(rows, width))
+            self.query_bias = nn.Parameter(torch.empty(rows))
+
+    def reset_parameters(self) -> None:
+        if self.options.c2p:
+            nn.init.normal_(self.key_projection, std=0.02)
+        if self.options.p2c:
+            nn.init.normal_(self.query_projection, std=0.02)
+            nn.init.zeros_(self.query_bias)
+
+    def content_scale(self, scale: float) -> float:
+        options = self.options
+        return scale / math.sqrt(1 + options.c2p + options.p2c) if options.scaling == "paper" else scale
+
+    def bucket(self, distances: Tensor) -> Tensor:
+        """The table row of each of ``distances``."""
+        size = self.options.max_relative_positions
+        assert size is not None
+        return distances.clamp(-size, size - 1) + size
+
+    def score_terms(self, inputs: EncodingInputs) -> tuple[ScoreTerm, ...]:
+        dtype, width, positions = inputs.query.dtype, self.host.head_dim, inputs.positions
+        table = inputs.shared[self.name].to(dtype)
+        scale, distances = self.content_scale(inputs.scale), positions.distances()
+        terms: list[ScoreTerm] = []
+        if self.options.c2p:
+            keys = by_head(linear(table, self.key_projection), width)
+            terms.append(QueryBuckets.of(scale * inputs.query, keys, self.bucket(distances), positions))
+        if self.options.p2c:
+            queries = by_head(linear(table, self.query_projection, self.query_bias), width)
+            row = self.bucket(distances if self.options.p2c_distance == "code" else -distances)
+            terms.append(KeyBuckets.of(scale * inputs.keys_per_head(), queries, row, positions))
+        return tuple(terms)

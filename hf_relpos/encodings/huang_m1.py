@@ -1,0 +1,80 @@
+"""Huang et al.'s method 1: the content score times a learned number for each distance. Huang, Liang, Xu, Xiang 2020, arXiv 2009.13658.
+
+``score = scale * q_i . k_j * a[min(|i - j|, P - 1)]``, ``P = max_position_embeddings``; the numbers are shared by the heads of a layer. Being a factor,
+it needs the dense scores. It scales the content score as other encodings of the same call have left it.
+"""
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from .card import Card
+from .encoding import Encoding, EncodingInputs, RowMap, register_encoding
+from .reach import require_reach
+from .relative_key import RelativeKeyOptions
+
+
+class ContentFactors(Encoding[RelativeKeyOptions]):
+    """Learned factors of the content score by distance, for the paper's methods 1 to 3.
+
+    Parameter ``factor`` for each layer, all ones: a row for each distance of ``-(P - 1) .. P - 1``, or of ``0 .. P - 1`` unless ``signed``.
+    """
+
+    Options = RelativeKeyOptions
+    signed: ClassVar[bool] = True
+
+    @property
+    def size(self) -> int:
+        """P, the number of positions that the table knows."""
+        size = self.options.max_position_embeddings
+        assert size is not None
+        return size
+
+    @property
+    def max_length(self) -> int | None:
+        return self.size if self.options.beyond == "error" else None
+
+    @property
+    def num_rows(self) -> int:
+        """How many distances have a factor."""
+        return 2 * self.size - 1 if self.signed else self.size
+
+    def create_parameters(self) -> None:
+        self.factor = nn.Parameter(torch.empty(self.num_rows))
+
+    def reset_parameters(self) -> None:
+        nn.init.ones_(self.factor)
+
+    def by_distance(self, inputs: EncodingInputs) -> Tensor:
+        """The row of ``factor`` for each distance of the call; raises ValueError beyond the table when ``beyond="error"``."""
+        require_reach(inputs.positions, self.max_length, self.name)
+        limit = self.size - 1
+        distances = inputs.positions.distances().clamp(-limit, limit)
+        return self.factor.to(inputs.dtype)[distances + limit if self.signed else distances.abs()]
+
+    def row_map(self, inputs: EncodingInputs) -> RowMap:
+        factors = self.by_distance(inputs)[inputs.positions.distance_index()]
+
+        def scaled(scores: Tensor, bias: Tensor | None, visible: Tensor | None) -> Tensor:
+            return scores * factors
+
+        return scaled
+
+
+@register_encoding
+class HuangM1(ContentFactors):
+    """Parameter ``factor`` ``[P]`` of :class:`ContentFactors`."""
+
+    name = "huang_m1"
+    signed = False
+    card = Card(
+        title="Improve Transformer Models with Better Relative Position Embeddings",
+        authors="Huang, Zhiheng and Liang, Davis and Xu, Peng and Xiang, Bing",
+        year=2020,
+        arxiv="2009.13658",
+        formula="score = q_i·k_j·a[|i − j|] / √D",
+        depends_on="content",
+        directions="both",
+        beyond_training="distances are clipped at P − 1, or an error (option beyond)",
+    )

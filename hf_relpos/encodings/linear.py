@@ -1,0 +1,16 @@
+"""Linear maps as raw Parameters: their usual initialisation and their use in the precision of the input."""
+
+from torch import Tensor, nn
+
+
+def init_linear(weight: Tensor, bias: Tensor | None = None) -> None:
+    """Draw ``weight`` ``[..., out, in]`` and ``bias`` from U(-1/sqrt(in), 1/sqrt(in)), as ``torch.nn.Linear`` does."""
+    bound = weight.shape[-1] ** -0.5
+    nn.init.uniform_(weight, -bound, bound)
+    if bias is not None:
+        nn.init.uniform_(bias, -bound, bound)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``weight x + bias`` in the dtype of ``x`` ``[..., in]``."""
+    return nn.functional.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
