@@ -2,6 +2,7 @@
 
 from .alibi import Alibi
 from .bipe import Bipe
+from .cable import Cable
 from .cope import Cope
 from .dape import Dape
 from .dape_v2 import DapeV2
@@ -43,6 +44,7 @@ from .xpos import Xpos
 METHODS = (
     Alibi,
     Bipe,
+    Cable,
     Cope,
     Dape,
     DapeV2,
