@@ -69,11 +69,18 @@ def convert(
     source: Annotated[str, typer.Argument(help="Folder or Hub id of a model.")],
     target: Annotated[Path, typer.Argument(help="Folder to write.")],
     rel_pos: Annotated[
-        str | None, typer.Option("--rel-pos", help="Method name or JSON; not needed for old relative_key checkpoints.")
+        str | None,
+        typer.Option("--rel-pos", help="Method name or JSON; not needed where the checkpoint has relative positions."),
     ] = None,
     absolute: Annotated[str | None, typer.Option(help="keep or drop the model's own positions.")] = None,
     head: Annotated[
         str | None, typer.Option(help="Head to load, such as QuestionAnswering; the checkpoint's own unless given.")
+    ] = None,
+    positions_from: Annotated[
+        str | None,
+        typer.Option(
+            "--positions-from", help="Checkpoint whose trained positions the model gets; names the method too."
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -81,7 +88,12 @@ def convert(
     from .conversion.convert import convert_checkpoint
 
     report = convert_checkpoint(
-        source, target, rel_pos=None if rel_pos is None else parse_value(rel_pos), absolute=absolute, head=head
+        source,
+        target,
+        rel_pos=None if rel_pos is None else parse_value(rel_pos),
+        absolute=absolute,
+        head=head,
+        positions_from=positions_from,
     )
     if as_json:
         typer.echo(json.dumps(report.to_dict()))
