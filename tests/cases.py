@@ -31,6 +31,26 @@ SMALL = {
     "scale_base": 16,
     "separator_ids": [5, 7],
 }
+# values of options that are neither choices nor switches, by the option's name: each is tried where a method has it
+OTHERS: dict[str, list[Any]] = {
+    "fraction": [0.5],
+    "factor": [2.0],
+    "train_length": [4],
+    "bias": [None, {"type": "alibi"}],
+    "rope_scaling": [
+        {"rope_type": "linear", "factor": 4.0},
+        {"rope_type": "ntk", "factor": 4.0},
+        {"rope_type": "dynamic", "factor": 4.0},
+        {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 6},
+        {"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0},
+        {
+            "rope_type": "longrope",
+            "factor": 4.0,
+            "short_factor": [1.0, 1.1, 1.2, 1.3],
+            "long_factor": [2.0, 3.0, 4.0, 5.0],
+        },
+    ],
+}
 # a table for methods that refuse texts beyond it
 LARGE = {"max_position_embeddings": 80}
 
@@ -44,8 +64,7 @@ def variants(name: str) -> list[dict[str, Any]]:
     }
     small = {key: value for key, value in SMALL.items() if key in fields}
     found = [{"type": name, **small}]
-    if "fraction" in fields:
-        found.append({"type": name, **small, "fraction": 0.5})
+    found += [{"type": name, **small, key: value} for key in OTHERS if key in fields for value in OTHERS[key]]
     for key, hint in fields.items():
         choices = get_args(hint) if get_origin(hint) is Literal else (True, False) if hint is bool else ()
         # what refuses long texts is for the bad-input tests
@@ -100,7 +119,11 @@ def all_cases() -> list[Any]:
 def label(case: Any) -> str:
     """A readable test id."""
     rel_pos, causal = case
-    options = "-".join(f"{key}={value}" for key, value in rel_pos.items() if key not in ("type", *SMALL))
+    options = "-".join(
+        f"{key}={value.get('rope_type', value.get('type')) if isinstance(value, dict) else value}"
+        for key, value in rel_pos.items()
+        if key not in ("type", *SMALL)
+    )
     return f"{rel_pos['type']}{'-' + options if options else ''}-{'causal' if causal else 'bidirectional'}"
 
 

@@ -38,6 +38,11 @@ def encoding_reaches(encoding, length):
     return encoding.max_length is None or encoding.max_length >= length
 
 
+def skip_if_length_matters(encoding):
+    if encoding.changes_with_length:
+        pytest.skip("by definition these scores change with the length of the call")
+
+
 def padding(batch, keys, side):
     mask = torch.ones(batch, keys, dtype=torch.long)
     if side == "right":
@@ -130,7 +135,9 @@ def test_equals_the_oracle_in_outputs_and_gradients(case, backend):
         WIDTH**-0.5,
         **{name: value for name, value in known.items() if name in wanted},
     )
-    torch.testing.assert_close(output, expected, rtol=0, atol=1e-10)
+    # transformers' recipes of frequencies, which are used as they are, compute in float32
+    exact = {"rtol": 0, "atol": 1e-6 if rel_pos.get("rope_scaling") else 1e-10}
+    torch.testing.assert_close(output, expected, **exact)
     weights = torch.randn(output.shape, dtype=output.dtype)
     inputs = {"query": query, "key": key, "value": value, **parameters}
     if "hidden_states" in wanted:
@@ -141,9 +148,7 @@ def test_equals_the_oracle_in_outputs_and_gradients(case, backend):
         if mine is None and other is None and (name == "hidden_states" or encoding.adds_to_input):
             continue
         assert mine is not None, f"{name} gets no gradient"
-        torch.testing.assert_close(
-            mine, other, rtol=0, atol=1e-10, msg=lambda text, name=name: f"gradient of {name}: {text}"
-        )
+        torch.testing.assert_close(mine, other, **exact, msg=lambda text, name=name: f"gradient of {name}: {text}")
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -151,6 +156,7 @@ def test_equals_the_oracle_in_outputs_and_gradients(case, backend):
 def test_one_token_at_a_time_equals_the_full_pass(case, backend):
     _rel_pos, causal = case
     encoding = build(*case)
+    skip_if_length_matters(encoding)
     query, key, value = tensors(LENGTH, LENGTH, groups=2)
     given = extras(LENGTH)
     try:
@@ -177,6 +183,7 @@ def test_one_token_at_a_time_equals_the_full_pass(case, backend):
 def test_padding_on_either_side_changes_nothing(case, backend):
     _rel_pos, causal = case
     encoding = build(*case)
+    skip_if_length_matters(encoding)
     query, key, value = tensors(7, 7)
     given = extras(7)
     try:
@@ -208,6 +215,7 @@ def test_padding_on_either_side_changes_nothing(case, backend):
 def test_packed_sequences_equal_the_same_sequences_apart(case, backend):
     _rel_pos, causal = case
     encoding = build(*case)
+    skip_if_length_matters(encoding)
     query, key, value = tensors(9, 9)
     given = extras(9)
     documents = torch.tensor([[0, 0, 0, 0, 1, 1, 1, 1, 1]]).expand(2, -1)
@@ -232,10 +240,11 @@ def test_packed_sequences_equal_the_same_sequences_apart(case, backend):
 
 @every_case
 def test_shifting_all_slots_changes_nothing(case):
-    rel_pos, causal = case
-    if not hf_relpos.encoding_card(rel_pos["type"]).relative:
-        pytest.skip("the card does not call this method relative")
+    _rel_pos, causal = case
     encoding = build(*case)
+    if not encoding.relative:
+        pytest.skip("this encoding does not call itself relative")
+    skip_if_length_matters(encoding)
     query, key, value = tensors(LENGTH, LENGTH)
     given = {"is_causal": causal, **extras(LENGTH)}
     here = hf_relpos.attention(query, key, value, encoding, **given)

@@ -118,6 +118,12 @@ class Part(nn.Module):
         return None
 
     @property
+    def changes_with_length(self) -> bool:
+        """Whether the score of two tokens changes when the text around them grows, so that decoding with a cache, padding and packing move
+        scores a little, whoever computes them."""
+        return False
+
+    @property
     def state_width(self) -> int:
         """How many numbers it must remember of each key beyond the key itself."""
         return 0
@@ -203,6 +209,11 @@ class Encoding(Part, Generic[OptionsT]):
     @property
     def needs(self) -> frozenset[str]:
         return self.reads
+
+    @property
+    def relative(self) -> bool:
+        """Whether scores stay as they are when every slot is shifted by the same amount; what the card says unless options change it."""
+        return self.card.relative
 
     @property
     def share_layers(self) -> bool:

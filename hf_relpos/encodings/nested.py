@@ -35,6 +35,14 @@ class NestedEncoding(Encoding[OptionsT]):
         return None if self.inner is None else self.inner.key_state(tokens)
 
     @property
+    def relative(self) -> bool:
+        return super().relative and (self.inner is None or self.inner.relative)
+
+    @property
+    def changes_with_length(self) -> bool:
+        return self.inner is not None and self.inner.changes_with_length
+
+    @property
     def max_length(self) -> int | None:
         return None if self.inner is None else self.inner.max_length
 

@@ -55,6 +55,10 @@ class Rerope(WindowedRotation[ReropeOptions]):
         return self.reads if self.options.train_length is None else self.reads | {"index"}
 
     @property
+    def relative(self) -> bool:
+        return self.options.train_length is None
+
+    @property
     def _slowness(self) -> float:
         return 0.0 if self.options.factor is None else 1 / self.options.factor
 

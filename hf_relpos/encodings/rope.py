@@ -17,7 +17,7 @@ from .card import Card
 from .encoding import Encoding, EncodingInputs, register_encoding
 from .options import EncodingOptions, Host
 from .positions import Positions
-from .rope_scaling import check_scaling, resolve_scaling, scaled_frequencies
+from .rope_scaling import BY_LENGTH, check_scaling, resolve_scaling, scaled_frequencies
 from .rotation import rotate
 from .sinusoid import angles
 
@@ -79,6 +79,10 @@ class Rope(Encoding[RopeOptions]):
         directions="both",
         beyond_training="rotates on; slow pairs meet angles never trained, unless rope_scaling slows them down",
     )
+
+    @property
+    def changes_with_length(self) -> bool:
+        return self.options.rope_scaling is not None and self.options.rope_scaling["rope_type"] in BY_LENGTH
 
     def _rotate(self, x: Tensor, slots: Tensor, positions: Positions) -> Tensor:
         options = self.options
