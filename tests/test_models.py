@@ -237,10 +237,11 @@ def test_ordinary_weights_get_an_encoding_initialised_as_the_method_says(family,
     assert all(torch.equal(ours.state_dict()[key], value) for key, value in kept.items())
 
 
+@pytest.mark.parametrize("kind", ["list", "gates", "shared-part", "layers"])
 @pytest.mark.parametrize("reentrant", [False, True])
 @each_family
-def test_gradient_checkpointing_gives_the_same_gradients(family, reentrant):
-    ours = model(family, KINDS["list"])
+def test_gradient_checkpointing_gives_the_same_gradients(family, reentrant, kind):
+    ours = model(family, KINDS[kind])
     ours.train()
     for module in ours.modules():
         if isinstance(module, torch.nn.Dropout):

@@ -89,7 +89,18 @@ def lora(model):
 
 # peft asks for an attribute that transformers renames
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
-@pytest.mark.parametrize("rel_pos", [{"type": "t5"}, {"type": "shaw", "max_distance": 4}], ids=["t5", "shaw"])
+@pytest.mark.parametrize(
+    "rel_pos",
+    [
+        {"type": "t5"},
+        {"type": "shaw", "max_distance": 4},
+        {"type": "wavlm", "num_buckets": 8, "max_distance": 16},
+        {"type": "fox"},
+        {"layers": [{"type": "kerple_log"}, {"type": "alibi", "learned": True}]},
+        {"type": "bipe", "separator_ids": [7], "max_segment": 4},
+    ],
+    ids=["t5", "shaw", "wavlm", "fox", "layers", "bipe"],
+)
 def test_lora_trains_and_saves_the_encoding(tmp_path, rel_pos):
     peft = pytest.importorskip("peft", reason="peft is not installed")
     base = toy_model(dropout=0.0, rel_pos=rel_pos)
