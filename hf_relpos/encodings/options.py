@@ -141,16 +141,17 @@ def option_table(options: type[EncodingOptions]) -> list[tuple[str, Any, str]]:
 
 
 def _valid(options: type[EncodingOptions], name: str, hint: Any) -> str:
-    for wrong, kind in ((-7, "an integer, "), (-7.0, "a number, "), ([], "")):
+    for wrong, kind in ((-7.0, "a number, "), (-7, "an integer, "), ([], "")):
         if not _matches(wrong, hint):
             continue
         try:
-            options(**{name: wrong})
+            options.from_dict("", {name: wrong})
         except ValueError as error:
-            told = re.search(rf"^{name}=.* is not valid: it must be (.*)", str(error), re.DOTALL)
+            told = re.search(rf": {name}=.* is not valid: it must be (.*)", str(error), re.DOTALL)
             if told is None:
                 continue
-            kind = "" if "integer" in told[1] else kind
+            if "null" in told[1] or "integer" in told[1]:
+                kind = ""
             nullable = _matches(None, hint) and "null" not in told[1]
             return f"{'null or ' if nullable else ''}{kind}{told[1]}"
     return _describe(hint)
