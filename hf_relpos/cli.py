@@ -1,10 +1,11 @@
-"""The command line: ``hf-relpos list | show | convert | export``.
+"""The command line: ``hf-relpos list | show | matrix | convert | doctor | export``.
 
 Exit status 0: done. 1: the thing asked for failed, one line says why. 2: wrong usage.
 """
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -45,23 +46,74 @@ def list_command(as_json: AsJson = False) -> None:
 
 
 @app.command()
-def show(name: Annotated[str, typer.Argument(help="A method's name.")], as_json: AsJson = False) -> None:
-    """Show a method: formula, options with defaults, properties, citation."""
+def show(
+    name: Annotated[str, typer.Argument(help="A method's name, or JSON with its options.")],
+    plot: Annotated[
+        Path | None, typer.Option(help="Write the picture of what it adds to scores to this .png or .svg file.")
+    ] = None,
+    length: Annotated[int, typer.Option(min=2, help="Tokens of the texts that the picture is computed for.")] = 64,
+    as_json: AsJson = False,
+) -> None:
+    """Show a method: formula, options with defaults and valid values, properties, citation, and what it adds to scores by distance."""
     import dataclasses
 
-    from .encodings.build import encoding_class
+    from .encodings.encoding import parse_part
+    from .encodings.options import option_table
 
-    cls = encoding_class(name)
-    card, options = cls.card, cls.Options().to_dict()
+    rel_pos = parse_value(name)
+    cls, options = parse_part(rel_pos)
+    card, values, table = cls.card, options.to_dict(), option_table(cls.Options)
+    if plot is not None:
+        from .plots import plot_encoding, save_plot
+
+        save_plot(plot_encoding(rel_pos, length=length), plot)
     if as_json:
-        values = {**dataclasses.asdict(card), "bibtex": card.bibtex}
-        typer.echo(json.dumps({"name": name, "options": options, **values}))
+        valid = {option: allowed for option, _, allowed in table}
+        rest = {**dataclasses.asdict(card), "bibtex": card.bibtex}
+        typer.echo(json.dumps({"name": cls.name, "options": values, "valid": valid, **rest}))
         return
-    typer.echo(f"{name}: {card.title} ({card.year}{', arXiv ' + card.arxiv if card.arxiv else ''})")
+    from .pictures import pictures, text_of
+
+    typer.echo(f"{cls.name}: {card.title} ({card.year}{', arXiv ' + card.arxiv if card.arxiv else ''})")
     typer.echo(f"formula: {card.formula}")
     typer.echo(f"depends on: {card.depends_on}; direction: {card.directions}; beyond training: {card.beyond_training}")
-    typer.echo("options: " + ", ".join(f"{key}={value!r}" for key, value in options.items()))
+    typer.echo("options:")
+    rows = [(option, json.dumps(values.get(option)), allowed) for option, _, allowed in table]
+    print_table(rows, indent=2)
     typer.echo(card.bibtex)
+    found = pictures(rel_pos, length=length)
+    how = "parameters drawn at random" if found[0].drawn else "freshly initialised"
+    typer.echo(f"added to the score of alike tokens, {how}:")
+    for picture in found:
+        typer.echo("\n".join(text_of(picture)))
+
+
+def print_table(rows: Sequence[tuple[str, ...]], indent: int = 0) -> None:
+    """Print rows with their columns aligned."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        typer.echo(
+            " " * indent + "  ".join(f"{text:<{width}}" for text, width in zip(row, widths, strict=True)).rstrip()
+        )
+
+
+@app.command("matrix")
+def matrix_command(as_json: AsJson = False) -> None:
+    """Which method runs in which backend and family, by asking each of them, and the reasons where it does not."""
+    from .matrix import cell, columns, matrix, refusals
+
+    answers = matrix()
+    if as_json:
+        typer.echo(json.dumps([answer.to_dict() for answer in answers]))
+        return
+    asked = columns(answers)
+    methods = dict.fromkeys(answer.method for answer in answers)
+    print_table(
+        [("", *(name for _, name in asked))]
+        + [(method, *(cell(answers, method, column) for column in asked)) for method in methods]
+    )
+    for reason, refused in refusals(answers).items():
+        typer.echo(f"\n{reason}\n  {', '.join(refused)}")
 
 
 @app.command()
@@ -102,6 +154,23 @@ def convert(
 
 
 @app.command()
+def doctor(
+    source: Annotated[str, typer.Argument(help="Folder or Hub id of a model.")], as_json: AsJson = False
+) -> None:
+    """Look at a checkpoint without loading it: what it is, what would become of it here, and whether its weights fit its config."""
+    from .conversion.doctor import examine
+
+    found = examine(source)
+    if as_json:
+        typer.echo(json.dumps(found.to_dict()))
+    else:
+        for sentence in found.says:
+            typer.echo(sentence)
+    if found.problem is not None:
+        raise ValueError(found.problem)
+
+
+@app.command()
 def export(
     model: Annotated[str, typer.Argument(help="Folder or Hub id of a model of this package.")],
     folder: Annotated[Path, typer.Argument(help="Folder to write.")],
@@ -118,7 +187,7 @@ def main() -> None:
     """Entry point; turns the exceptions of the package into one line and exit status 1."""
     try:
         app()
-    except (ValueError, OSError, RuntimeError, TypeError) as error:
+    except (ValueError, OSError, RuntimeError, TypeError, ImportError) as error:
         typer.echo(f"hf-relpos: {' '.join(str(error).split())}", err=True)
         sys.exit(1)
 

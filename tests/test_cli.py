@@ -40,6 +40,48 @@ def test_list_and_show(call):
     assert "bias[" in call("show", "t5").stdout or "b[bucket" in call("show", "t5").stdout
 
 
+def test_show_draws(call, tmp_path):
+    shown = call("show", '{"type": "alibi", "direction": "causal"}', "--length", "16").stdout
+    assert "one of 'auto', 'causal', 'symmetric', 'one_sided'" in shown
+    assert "@article{press2021" in shown
+    assert "decoder, distance 0 to 15:" in shown
+    assert "  head 0  █" in shown
+    assert "encoder" not in shown.rpartition("decoder")[2]
+    assert call("show", "t5", "--plot", tmp_path / "t5.svg").returncode == 0
+    assert (tmp_path / "t5.svg").read_text().startswith("<?xml")
+    wrong = call("show", "t5", "--plot", tmp_path / "t5.bmp")
+    assert wrong.returncode == 1
+    assert "must end in .png or .svg" in wrong.stderr
+    assert call("show", "t5", "--length", "1").returncode == 2
+
+
+def test_matrix(call):
+    rows = json.loads(call("matrix", "--json").stdout)
+    assert {row["method"] for row in rows} == set(hf_relpos.list_encodings())
+    refused = next(row for row in rows if not row["ok"])
+    printed = call("matrix").stdout
+    assert refused["reasons"][0] in printed
+    assert all(line.split()[1:3] for line in printed.splitlines()[: len(hf_relpos.list_encodings())])
+
+
+def test_doctor(call, tmp_path):
+    host = randomise(BertForMaskedLM(host_config("bert")))
+    host.save_pretrained(tmp_path)
+    healthy = call("doctor", tmp_path)
+    assert healthy.returncode == 0
+    assert "Ordinary weights" in healthy.stdout
+    assert json.loads(call("doctor", tmp_path, "--json").stdout)["kind"] == "ordinary"
+    (tmp_path / "config.json").write_text('{"model_type": "mamba"}')
+    wrong = call("doctor", tmp_path)
+    assert wrong.returncode == 1
+    assert len(wrong.stderr.strip().splitlines()) == 1
+    assert "'mamba' is not supported" in wrong.stderr
+    wrong = call("doctor", tmp_path, "--json")
+    assert wrong.returncode == 1
+    assert json.loads(wrong.stdout)["problem"] in wrong.stderr
+    assert call("doctor", "nobody/nothing").returncode == 1
+
+
 def test_wrong_usage_and_failures(call):
     assert call("list", "--nonsense").returncode == 2
     assert call("nonsense").returncode == 2

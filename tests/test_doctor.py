@@ -7,7 +7,7 @@ import pytest
 import torch
 from families import KINDS, config, host_config, model, randomise
 from safetensors.torch import load_file, save_file
-from transformers import AutoModel, BertForQuestionAnswering, T5Config, XLNetConfig
+from transformers import AutoConfig, AutoModel, BertForQuestionAnswering, T5Config, XLNetConfig
 
 import hf_relpos
 from hf_relpos.conversion.doctor import examine, stored_shapes
@@ -87,7 +87,7 @@ def test_wrong_configs(saved):
 
     assert "unknown rel_pos type 't6'" in problem(rel_pos={"type": "t6"})
     assert "has no rel_pos" in problem(rel_pos=None)
-    assert "names no model_type" in problem(model_type=None)
+    assert "no config that names a model_type" in problem(model_type=None)
     assert problem() is None
 
 
@@ -98,7 +98,7 @@ def test_shards_are_read_by_their_index(tmp_path):
     assert found.problem is None
     assert "2 encoding weights are complete" in " ".join(found.says)
     next(tmp_path.glob("model-00002*")).unlink()
-    assert "cannot be loaded" in examine(str(tmp_path)).problem
+    assert "model-00002" in examine(str(tmp_path)).problem
 
 
 @pytest.mark.parametrize("name", sorted(path.name for path in LEGACY.glob("*relative*")))
@@ -129,7 +129,7 @@ def test_ordinary_weights(tmp_path):
     assert (found.kind, found.problem) == ("ordinary", None)
     told = " ".join(found.says)
     assert "RelPosBertForQuestionAnswering.from_pretrained" in told
-    assert "'keep' or to 'drop'" in told
+    assert "'keep' or 'drop'" in told
     assert "rotations" in " ".join(diagnosis_of(tmp_path, host_config("llama")).says)
 
 
@@ -146,15 +146,14 @@ def test_other_types(tmp_path):
     assert "no model of this package" in found.problem
     for kind in ("bloom", "deberta"):
         tiny = {"hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 37, "num_hidden_layers": 1}
-        stored = AutoModel.from_config(__import__("transformers").AutoConfig.for_model(kind, **tiny)).config
+        stored = AutoModel.from_config(AutoConfig.for_model(kind, **tiny)).config
         stored.architectures = ["Model"]
         found = diagnosis_of(tmp_path, stored)
-        assert (found.kind, found.problem is None or "no model of this package" in found.problem) == (
-            "convertible",
-            True,
-        )
+        assert found.kind == "convertible"
+        assert found.problem is None or "no model of this package" in found.problem
 
 
 def test_what_is_not_there_is_an_error(tmp_path):
-    with pytest.raises(OSError, match=r"config\.json"):
-        examine(str(tmp_path))
+    assert "no config that names a model_type" in examine(str(tmp_path)).problem
+    with pytest.raises(OSError, match="nobody/nothing"):
+        examine("nobody/nothing")

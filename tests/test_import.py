@@ -47,6 +47,8 @@ try:
 except SystemExit as status:
     assert not status.code
 print(time.perf_counter() - start)
+import hf_relpos.plots
+assert "matplotlib" not in sys.modules
 {LOADED}"""
     lines = python(code).splitlines()
     assert [line.split()[0] for line in lines[:-1]] == hf_relpos.list_encodings()

@@ -14,6 +14,8 @@ from hf_relpos.encodings.options import EncodingOptions
 ROOT = Path(hf_relpos.__file__).parent
 # each may import itself and what stands before it
 ORDER = ["encodings", "attention", "models", "hub", "conversion"]
+# files of their own beside the packages: each may import the packages and what stands before it
+BESIDE = ["question_answering", "probe", "pictures", "matrix", "plots", "registration", "cli"]
 EXPORTED = ("encodings", "attention", "models")
 # words of the language and of hosts that are method names too
 COMMON_WORDS = {"none", "rope"}
@@ -40,6 +42,16 @@ def test_imports_point_one_way(package):
             if level == 2:
                 assert module.split(".")[0] in allowed | {"version"}, f"{path.name} imports {module}"
             assert not module.startswith("hf_relpos"), f"{path.name} imports the package by its absolute name"
+
+
+def test_files_beside_the_packages_import_one_way():
+    assert {path.stem for path in ROOT.glob("*.py")} == {"__init__", "version", *BESIDE}
+    for position, name in enumerate(BESIDE):
+        for level, module in imports(ROOT / f"{name}.py"):
+            if level:
+                assert level == 1
+                assert module.split(".")[0] in {"version", *ORDER, *BESIDE[:position]}, f"{name}.py imports {module}"
+            assert not module.startswith("hf_relpos"), f"{name}.py imports the package by its absolute name"
 
 
 def test_encodings_import_torch_only():

@@ -64,7 +64,7 @@ def load_foreign(source: str, head: str | None = None) -> Loaded:
     """
     config = AutoConfig.from_pretrained(source)
     foreign = FOREIGN[config.model_type]
-    head = _head(source, config, head)
+    head = head_key(source, config, head)
     objections = foreign.objections(config, head)
     if objections:
         raise ValueError(f"{source} is no model of this package: {'; '.join(objections)}")
@@ -111,7 +111,7 @@ def _joined(target: Any, inner: Mapping[str, Tensor], outer: Mapping[str, Tensor
     }
 
 
-def _head(source: str, config: Any, head: str | None) -> str:
+def head_key(source: str, config: Any, head: str | None) -> str:
     """The key of ``AUTO_CLASSES`` for a checkpoint's own head or the one asked for; ValueError when the type has no such head."""
     heads = [key for key, auto in AUTO_CLASSES.items() if type(config) in auto._model_mapping]
     if head is None:

@@ -87,10 +87,15 @@ def check_loaded(plan: LoadingPlan, info: Any) -> None:
         check_encoding_weights(plan.source, plan.config.rel_pos, info)
 
 
+def is_encoding_key(key: str) -> bool:
+    """Whether a weight called ``key`` belongs to an encoding, in checkpoints of this package or of transformers 4."""
+    return bool(_ENCODING_KEY.search(key)) or "distance_embedding" in key
+
+
 def check_encoding_weights(source: str, rel_pos: Any, info: Any) -> None:
     """Raise ValueError when the loading ``info`` of ``source`` tells of encoding weights that are missing or too many for ``rel_pos``."""
     for what, keys in (("lacks", info["missing_keys"]), ("also holds", info["unexpected_keys"])):
-        wrong = sorted(key for key in keys if _ENCODING_KEY.search(key) or "distance_embedding" in key)
+        wrong = sorted(filter(is_encoding_key, keys))
         if wrong:
             raise ValueError(
                 f"the weights in {source} disagree with its config, whose rel_pos is {rel_pos}: the checkpoint {what} "
