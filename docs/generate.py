@@ -1,6 +1,7 @@
-"""Write the generated parts of README.md and docs/results.md: `make docs`. With --check, say whether they are stale and exit with 1.
+"""Write the generated parts of README.md and docs/results.md, and docs/methods: `make docs`. With --check, say whether they are stale and exit with 1.
 
-A generated part stands between ``<!-- generated: NAME -->`` and ``<!-- end -->``; everything around it is written by hand.
+A generated part stands between ``<!-- generated: NAME -->`` and ``<!-- end -->``; everything around it is written by hand. docs/methods is written as a
+whole; its pictures are drawn anew unless --check is given, which only sees to it that they are there.
 """
 
 import argparse
@@ -9,37 +10,23 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+
+from method_pages import FOLDER, HOST, LENGTH, link, pages, picture_paths, table
 
 import hf_relpos
+from hf_relpos.plots import plot_encoding, save_plot
 
 ROOT = Path(__file__).parent.parent
 FILES = ("README.md", "docs/results.md")
 RESULTS = ROOT / "docs" / "results"
 _PART = re.compile(r"(<!-- generated: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
-_DEPENDS = {
-    "nothing": "nothing",
-    "distance": "distance",
-    "content": "distance and content",
-    "rotation": "distance, by rotation",
-}
-
-
-def table(header: tuple[str, ...], rows: list[tuple[Any, ...]]) -> str:
-    """A Markdown table."""
-    lines = [header, ("---",) * len(header), *rows]
-    return "".join("| " + " | ".join(map(str, line)) + " |\n" for line in lines)
 
 
 def methods() -> str:
-    """Every registered method: formula, what it depends on, source."""
-    rows = []
-    for name in hf_relpos.list_encodings():
-        card = hf_relpos.encoding_card(name)
-        source = f"[{card.arxiv}](https://arxiv.org/abs/{card.arxiv})" if card.arxiv else card.venue
-        formula = card.formula.replace("|", "\\|")
-        rows.append((f"`{name}`", formula, _DEPENDS[card.depends_on], card.beyond_training, source))
-    return table(("method", "formula", "depends on", "beyond the trained length", "paper"), rows)
+    """Every registered method: its page, formula and source."""
+    cards = {name: hf_relpos.encoding_card(name) for name in hf_relpos.list_encodings()}
+    rows = [(f"[`{name}`](docs/methods/{name}.md)", f"`{card.formula}`", link(card)) for name, card in cards.items()]
+    return table(("method", "formula", "paper"), rows)
 
 
 def squad() -> str:
@@ -70,20 +57,30 @@ def render(text: str) -> str:
     return _PART.sub(lambda match: f"{match[1]}{PARTS[match[2]]()}{match[3]}", text)
 
 
+def stale_files(*, write: bool) -> list[str]:
+    """Names of the files that are not what they would be written as, or should not be there; they are brought up to date if ``write``."""
+    wanted = {ROOT / name: render((ROOT / name).read_text(encoding="utf-8")) for name in FILES} | pages()
+    stale = [path for path, text in wanted.items() if not path.exists() or path.read_text(encoding="utf-8") != text]
+    pictures = picture_paths()
+    unknown = sorted(set(FOLDER.glob("*")) - set(wanted) - set(pictures.values()))
+    missing = [path for path in pictures.values() if not path.exists()]
+    if write:
+        FOLDER.mkdir(exist_ok=True)
+        for path in stale:
+            path.write_text(wanted[path], encoding="utf-8")
+        for path in unknown:
+            path.unlink()
+        for name, path in pictures.items():
+            save_plot(plot_encoding(name, **HOST, length=LENGTH), path)
+    return [str(path.relative_to(ROOT)) for path in (*stale, *missing, *unknown)]
+
+
 def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--check", action="store_true", help="change nothing; exit with 1 when a file is stale")
     check = parser.parse_args().check
-    stale = []
-    for name in FILES:
-        path = ROOT / name
-        old = path.read_text(encoding="utf-8")
-        new = render(old)
-        if new != old:
-            stale.append(name)
-            if not check:
-                path.write_text(new, encoding="utf-8")
+    stale = stale_files(write=not check)
     if check and stale:
         sys.exit(f"stale: {', '.join(stale)}; run make docs")
 

@@ -1,25 +1,23 @@
 """What the documents say is so: generated parts are fresh, code runs, commands and recipes parse."""
 
-import importlib.util
 import re
 import shlex
 import sys
+import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
+import generate
+import method_pages
 import pytest
 from arguments import parse_arguments
 from qa import QAArguments
 
+import hf_relpos
+from hf_relpos.encodings.encoding import registered_encodings
+
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "benchmarks").glob("*.md"))]
-
-
-def load_generator():
-    spec = importlib.util.spec_from_file_location("generate", ROOT / "docs" / "generate.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "benchmarks").glob("*.md"))]
 
 
 def blocks(text, *languages):
@@ -38,11 +36,50 @@ def commands():
                     yield path.name, words
 
 
-@pytest.mark.parametrize("name", load_generator().FILES)
-def test_generated_parts_are_fresh(name):
-    text = (ROOT / name).read_text(encoding="utf-8")
-    assert "<!-- generated:" in text
-    assert load_generator().render(text) == text, "stale: run make docs"
+def test_generated_files_are_fresh():
+    for name in generate.FILES:
+        assert "<!-- generated:" in (ROOT / name).read_text(encoding="utf-8")
+    assert generate.stale_files(write=False) == [], "stale: run make docs"
+
+
+def test_generating_writes_what_is_fresh(tmp_path, monkeypatch):
+    """In a copy with two methods: a page that is stale, one that is missing, one too many, and a picture that is missing."""
+    name, other = hf_relpos.list_encodings()[:2]
+    chosen = {key: cls for key, cls in registered_encodings().items() if key in (name, other)}
+    for module in (generate, method_pages):
+        monkeypatch.setattr(module, "FOLDER", tmp_path / "docs" / "methods")
+    monkeypatch.setattr(generate, "ROOT", tmp_path)
+    monkeypatch.setattr(generate, "FILES", ())
+    monkeypatch.setattr(method_pages, "registered_encodings", lambda: chosen)
+    generate.FOLDER.mkdir(parents=True)
+    (generate.FOLDER / f"{name}.md").write_text("old")
+    (generate.FOLDER / "gone.md").write_text("old")
+    stale = generate.stale_files(write=True)
+    expected = {f"{name}.md", f"{other}.md", "README.md", "gone.md", f"{name}.svg", f"{other}.svg"}
+    assert {Path(path).name for path in stale} == expected
+    assert generate.stale_files(write=False) == []
+    assert {path.name for path in generate.FOLDER.iterdir()} == expected - {"gone.md"}
+
+
+@pytest.mark.parametrize("name", hf_relpos.list_encodings())
+def test_each_method_has_a_page_and_a_picture(name):
+    page = (ROOT / "docs" / "methods" / f"{name}.md").read_text(encoding="utf-8")
+    card = hf_relpos.encoding_card(name)
+    assert card.formula in page
+    assert card.bibtex in page
+    assert "<class" not in page
+    picture = ElementTree.parse(ROOT / "docs" / "methods" / f"{name}.svg")
+    texts = {element.text for element in picture.iter("{http://www.w3.org/2000/svg}text")}
+    assert texts >= {name, "head 0", "head 3"} or any(name in (text or "") for text in texts)
+
+
+def test_the_index_tells_what_was_checked_against_other_code():
+    index = (ROOT / "docs" / "methods" / "README.md").read_text(encoding="utf-8")
+    checked, unchecked = index.split("## Checked against other people's code")[1].split("## Not checked")
+    for name, entry in method_pages.foreign().items():
+        row = f"| [`{name}`]({name}.md) |"
+        assert (row in checked) == bool(entry["checked"])
+        assert (row in unchecked) == (not entry["checked"])
 
 
 def test_the_first_example_of_the_readme_runs(tmp_path, monkeypatch, capsys):
@@ -78,7 +115,7 @@ def test_documented_subcommands_exist(monkeypatch, capsys):
     from hf_relpos.cli import main
 
     used = {words[1] for _, words in commands() if words[0] == "hf-relpos"}
-    assert used >= {"list", "show", "convert", "export"}
+    assert used >= {"list", "show", "matrix", "convert", "doctor", "export"}
     for subcommand in used:
         monkeypatch.setattr(sys, "argv", ["hf-relpos", subcommand, "--help"])
         with pytest.raises(SystemExit) as status:
