@@ -122,9 +122,9 @@ class Deberta(Encoding[DebertaOptions]):
         terms: list[ScoreTerm] = []
         if self.options.c2p:
             keys = by_head(linear(table, self.key_projection), width)
-            terms.append(QueryBuckets.of(scale * inputs.query, keys, self.bucket(distances), positions))
+            terms.append(QueryBuckets(scale * inputs.query, keys, self.bucket(distances), positions))
         if self.options.p2c:
             queries = by_head(linear(table, self.query_projection, self.query_bias), width)
             row = self.bucket(distances if self.options.p2c_distance == "code" else -distances)
-            terms.append(KeyBuckets.of(scale * inputs.keys_per_head(), queries, row, positions))
+            terms.append(KeyBuckets(scale * inputs.keys_per_head(), queries, row, positions))
         return tuple(terms)

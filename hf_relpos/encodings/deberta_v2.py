@@ -170,8 +170,8 @@ class DebertaV2(Encoding[DebertaV2Options]):
         scale, row = self.content_scale(inputs.scale), self.bucket(inputs.positions.distances())
         terms: list[ScoreTerm] = []
         if self.options.c2p:
-            terms.append(QueryBuckets.of(scale * inputs.query, self._keys(table, inputs), row, inputs.positions))
+            terms.append(QueryBuckets(scale * inputs.query, self._keys(table, inputs), row, inputs.positions))
         if self.options.p2c:
             keys = scale * inputs.keys_per_head()
-            terms.append(KeyBuckets.of(keys, self._queries(table, inputs), row, inputs.positions))
+            terms.append(KeyBuckets(keys, self._queries(table, inputs), row, inputs.positions))
         return tuple(terms)

@@ -82,4 +82,4 @@ class MusicTransformer(Encoding[MusicTransformerOptions]):
         # one row of zeros more, for the distances that have none
         row = row.masked_fill((row < 0) | (row >= self.num_rows), self.num_rows)
         table = nn.functional.pad(inputs.scale * self.table.to(inputs.query.dtype), (0, 0, 0, 1))
-        return (QueryBuckets.of(inputs.query, table, row, inputs.positions),)
+        return (QueryBuckets(inputs.query, table, row, inputs.positions),)

@@ -68,4 +68,4 @@ class QueryBank(Encoding[QueryBankOptions]):
         end = self.options.max_distance
         row = distances.masked_fill((distances < 0) | (distances >= end), end)
         table = nn.functional.pad(self.bank.T.to(hidden.dtype), (0, 0, 0, 1))
-        return (QueryBuckets.of(weights.transpose(1, 2), table, row, inputs.positions),)
+        return (QueryBuckets(weights.transpose(1, 2), table, row, inputs.positions),)

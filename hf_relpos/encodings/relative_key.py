@@ -94,4 +94,4 @@ class RelativeKey(Encoding[RelativeKeyOptions]):
         return inputs.scale * self.distance_embedding.to(inputs.query.dtype)
 
     def score_terms(self, inputs: EncodingInputs) -> tuple[ScoreTerm, ...]:
-        return (QueryBuckets.of(inputs.query, self.table(inputs), self.bucket(inputs), inputs.positions),)
+        return (QueryBuckets(inputs.query, self.table(inputs), self.bucket(inputs), inputs.positions),)

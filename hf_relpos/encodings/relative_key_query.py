@@ -27,5 +27,5 @@ class RelativeKeyQuery(RelativeKey):
     )
 
     def score_terms(self, inputs: EncodingInputs) -> tuple[ScoreTerm, ...]:
-        key_term = KeyBuckets.of(inputs.keys_per_head(), self.table(inputs), self.bucket(inputs), inputs.positions)
+        key_term = KeyBuckets(inputs.keys_per_head(), self.table(inputs), self.bucket(inputs), inputs.positions)
         return (*super().score_terms(inputs), key_term)

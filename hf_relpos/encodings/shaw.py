@@ -63,7 +63,7 @@ class Shaw(Encoding[ShawOptions]):
         if self.key_table is None:
             return ()
         table = inputs.scale * self.key_table.to(inputs.query.dtype)
-        return (QueryBuckets.of(inputs.query, table, self._bucket(inputs), inputs.positions),)
+        return (QueryBuckets(inputs.query, table, self._bucket(inputs), inputs.positions),)
 
     def value_terms(self, inputs: EncodingInputs) -> tuple[ValueBuckets, ...]:
         if self.value_table is None:

@@ -77,7 +77,7 @@ class Sinusoidal(ProjectedSinusoid[SinusoidalOptions]):
         if self.options.learned:
             return self.projected_terms(inputs, distances, base)
         waves = sinusoid(distances, self.host.head_dim, base, self.layout, inputs.dtype).to(inputs.query.dtype)
-        return (QueryBuckets.of(inputs.scale * inputs.query, waves, None, inputs.positions),)
+        return (QueryBuckets(inputs.scale * inputs.query, waves, None, inputs.positions),)
 
     @property
     def adds_to_input(self) -> bool:

@@ -35,14 +35,6 @@ def skew(values: Tensor, count: int) -> Tensor:
     return flat.unflatten(-1, (rows, width - 1))[..., :count]
 
 
-def _skewed_tile(values: Tensor, own: slice, other: slice, others: int) -> Tensor:
-    """The block ``own x other`` of ``skew(values, others)``, ``own`` and ``other`` being of step 1."""
-    total = values.shape[-2]
-    first, last, _ = own.indices(total)
-    block = values[..., first:last, total - last : total - first + others - 1]
-    return skew(block, others)[..., other]
-
-
 class ScoreTerm(ABC):
     """A number added to the score of every query and key."""
 
@@ -75,80 +67,78 @@ class DistanceTable(ScoreTerm):
 
 @dataclass(frozen=True)
 class QueryBuckets(ScoreTerm):
-    """A number that each query keeps for each bucket of distances: ``values[b, h, i, bucket(n)]``.
+    """A vector for each bucket of distances, met by the query: ``query[b, h, i] . table[h, bucket(n)]``.
 
-    ``values`` is ``[B, H, Tq, N]``; ``bucket`` is ``[L]`` int64, the column of each of ``positions.distances()``. ``bucket=None`` means a column
-    for each distance, the largest first: ``values[b, h, i, j - i + Tq - 1]``, ``N = L``; for consecutive slots only.
+    ``query`` is ``[B, H, Tq, W]``, ``table`` ``[N, W]`` or ``[H, N, W]``; ``bucket`` is ``[L]`` int64, the row of each of ``positions.distances()``, or None when
+    the table has a row for each. Only the products of the block that is asked for are computed.
     """
 
-    values: Tensor
+    query: Tensor
+    table: Tensor
     bucket: Tensor | None
     positions: Positions
 
-    @classmethod
-    def of(cls, query: Tensor, table: Tensor, bucket: Tensor | None, positions: Positions) -> "QueryBuckets":
-        """``query_i . table[bucket(n)]`` for ``query`` ``[B, H, Tq, D]``, ``table`` ``[N, D]`` or ``[H, N, D]`` and ``bucket`` ``[L]``; None when the
-        table has a row for each of ``positions.distances()``."""
-        rows = _row_for_each_distance(table, bucket, positions)
-        if rows is None:
-            return cls(query @ table.transpose(-1, -2), _bucket_or_all(bucket, positions), positions)
-        return cls(query @ rows.flip(-2).transpose(-1, -2), None, positions)
-
     def tile(self, rows: slice = ALL, cols: slice = ALL) -> Tensor:
-        if self.bucket is None:
-            return _skewed_tile(self.values, rows, cols, self.positions.num_keys)
-        values = self.values[:, :, rows]
-        index = self.bucket[self.positions.distance_index(rows, cols)]
+        p = self.positions
+        query, columns = self.query[:, :, rows], len(range(p.num_keys)[cols])
+        near = _rows_by_distance(self.table, self.bucket, p, rows, cols)
+        if near is not None:
+            return skew(query @ near.flip(-2).transpose(-1, -2), columns)
+        values = query @ self.table.transpose(-1, -2)
+        index = _bucket_or_all(self.bucket, p)[p.distance_index(rows, cols)]
         return values.gather(-1, index.expand(*values.shape[:2], *index.shape))
 
     def at(self, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
-        if self.bucket is None:
-            return self.values[b, h, i, j - i + (self.positions.num_queries - 1)]
-        return self.values[b, h, i, self.bucket[self.positions.distance_index_at(i, j)]]
+        return (self.query[b, h, i] * _table_row(self.table, self.bucket, self.positions, h, i, j)).sum(-1)
 
 
 @dataclass(frozen=True)
 class KeyBuckets(ScoreTerm):
-    """A number that each key keeps for each bucket of distances: ``values[b, h, j, bucket(n)]``.
+    """A vector for each bucket of distances, met by the key: ``key[b, h, j] . table[h, bucket(n)]``, ``key`` being ``[B, H, Tk, W]``; the rest as for
+    :class:`QueryBuckets`."""
 
-    ``values`` is ``[B, H, Tk, N]``; ``bucket`` as for :class:`QueryBuckets`, but ``bucket=None`` means a column for each distance, the smallest
-    first: ``values[b, h, j, i - j + Tk - 1]``.
-    """
-
-    values: Tensor
+    key: Tensor
+    table: Tensor
     bucket: Tensor | None
     positions: Positions
 
-    @classmethod
-    def of(cls, key: Tensor, table: Tensor, bucket: Tensor | None, positions: Positions) -> "KeyBuckets":
-        """``key_j . table[bucket(n)]`` for ``key`` ``[B, H, Tk, D]``, ``table`` ``[N, D]`` or ``[H, N, D]`` and ``bucket`` ``[L]`` or None."""
-        rows = _row_for_each_distance(table, bucket, positions)
-        if rows is None:
-            return cls(key @ table.transpose(-1, -2), _bucket_or_all(bucket, positions), positions)
-        return cls(key @ rows.transpose(-1, -2), None, positions)
-
     def tile(self, rows: slice = ALL, cols: slice = ALL) -> Tensor:
-        if self.bucket is None:
-            return _skewed_tile(self.values, cols, rows, self.positions.num_queries).transpose(-1, -2)
-        values = self.values[:, :, cols]
-        index = self.bucket[self.positions.distance_index(rows, cols)].transpose(0, 1)
+        p = self.positions
+        key, lines = self.key[:, :, cols], len(range(p.num_queries)[rows])
+        near = _rows_by_distance(self.table, self.bucket, p, rows, cols)
+        if near is not None:
+            return skew(key @ near.transpose(-1, -2), lines).transpose(-1, -2)
+        values = key @ self.table.transpose(-1, -2)
+        index = _bucket_or_all(self.bucket, p)[p.distance_index(rows, cols)].transpose(0, 1)
         return values.gather(-1, index.expand(*values.shape[:2], *index.shape)).transpose(-1, -2)
 
     def at(self, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
-        if self.bucket is None:
-            return self.values[b, h, j, i - j + (self.positions.num_keys - 1)]
-        return self.values[b, h, j, self.bucket[self.positions.distance_index_at(i, j)]]
+        return (self.key[b, h, j] * _table_row(self.table, self.bucket, self.positions, h, i, j)).sum(-1)
 
 
-def _row_for_each_distance(table: Tensor, bucket: Tensor | None, positions: Positions) -> Tensor | None:
-    """The table's rows by distance, ascending, when a product with them is no larger than one with the table and can be skewed."""
-    if positions.has_gaps or (bucket is not None and bucket.shape[0] > table.shape[-2]):
+def _rows_by_distance(
+    table: Tensor, bucket: Tensor | None, positions: Positions, rows: slice, cols: slice
+) -> Tensor | None:
+    """The table's row for each distance of a block, ascending, when a product with these is no larger than one with the table and can be skewed."""
+    if positions.has_gaps:
         return None
-    return table if bucket is None else table[..., bucket, :]
+    i, j = range(positions.num_queries)[rows], range(positions.num_keys)[cols]
+    count = len(i) + len(j) - 1
+    if bucket is not None and count > table.shape[-2]:
+        return None
+    first = i.start - (j.stop - 1) + positions.num_keys - 1
+    block = slice(first, first + count)
+    return table[..., block, :] if bucket is None else table[..., bucket[block], :]
 
 
 def _bucket_or_all(bucket: Tensor | None, positions: Positions) -> Tensor:
     return torch.arange(positions.num_distances, device=positions.device) if bucket is None else bucket
+
+
+def _table_row(table: Tensor, bucket: Tensor | None, positions: Positions, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+    place = positions.distance_index_at(i, j)
+    row = place if bucket is None else bucket[place]
+    return table[row] if table.ndim == 2 else table[h, row]
 
 
 @dataclass(frozen=True)

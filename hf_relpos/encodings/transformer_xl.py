@@ -42,7 +42,7 @@ class ProjectedSinusoid(Encoding[OptionsT]):
         rows = (waves @ self.projection.T.to(dtype)).unflatten(-1, (self.host.num_heads, self.host.head_dim))
         query = inputs.scale * (inputs.query + self.position_bias.to(dtype)[:, None])
         content = inputs.scale * torch.einsum("hd,bhkd->bhk", self.content_bias.to(dtype), inputs.keys_per_head())
-        position = QueryBuckets.of(query, rows.transpose(0, 1), None, inputs.positions)
+        position = QueryBuckets(query, rows.transpose(0, 1), None, inputs.positions)
         return (position, KeyVector(content, inputs.positions))
 
 

@@ -108,4 +108,4 @@ class WavLMBias(Encoding[WavLMOptions]):
             options.direction == "bidirectional",
         )
         table = inputs.shared[self.name].to(inputs.dtype).T[..., None]
-        return (QueryBuckets.of(self._gate(inputs)[..., None], table, bucket, inputs.positions),)
+        return (QueryBuckets(self._gate(inputs)[..., None], table, bucket, inputs.positions),)
