@@ -9,6 +9,8 @@ from torch import Tensor
 from .call import AttentionCall
 from .eager import objections as eager_objections
 from .eager import run as eager_run
+from .linear_memory import objections as linear_memory_objections
+from .linear_memory import run as linear_memory_run
 from .sdpa import objections as sdpa_objections
 from .sdpa import run as sdpa_run
 
@@ -26,6 +28,7 @@ class Backend:
 
 # in the order in which "auto" prefers them
 BACKENDS: dict[str, Backend] = {
+    "linear_memory": Backend("linear_memory", linear_memory_objections, linear_memory_run),
     "sdpa": Backend("sdpa", sdpa_objections, sdpa_run),
     "eager": Backend("eager", eager_objections, eager_run),
 }

@@ -100,3 +100,12 @@ class AttentionCall:
     def groups(self) -> int:
         """How many query heads share a key head."""
         return self.query.shape[1] // self.key.shape[1]
+
+    def bias(self, rows: slice = ALL, cols: slice = ALL) -> Tensor | None:
+        """The sum of the score terms for a block, ``[B|1, H|1, rows, cols]`` in float32 at least; None when there is none."""
+        dtype = torch.promote_types(self.query.dtype, torch.float32)
+        total = None
+        for term in self.score_terms:
+            tile = term.tile(rows, cols).to(dtype)
+            total = tile if total is None else total + tile
+        return total

@@ -1,7 +1,7 @@
 """The oracle among the backends: dense, readable, runs every call and returns the weights.
 
-``softmax(scale * q k^T + sum of terms, over visible keys) @ (v + value terms)``, where row maps may replace the content scores. Scores are kept in float32 at least. A query that sees no
-key (left padding makes such rows) gives zero and passes no gradient.
+``softmax(scale * q k^T + sum of terms, over visible keys) @ (v + value terms)``, where row maps may replace the content scores. Scores are kept in float32
+at least. A query that sees no key (left padding makes such rows) gives zero and passes no gradient.
 """
 
 import math
@@ -9,6 +9,7 @@ import math
 import torch
 from torch import Tensor
 
+from ..encodings.terms import ALL
 from .call import AttentionCall
 
 
@@ -19,15 +20,21 @@ def objections(call: AttentionCall) -> list[str]:
 
 def run(call: AttentionCall) -> tuple[Tensor, Tensor]:
     """Output ``[B, Tq, H, Dv]`` and weights ``[B, H, Tq, Tk]``."""
-    key, value = call.key, call.value
+    output, weights = attend_block(call, call.query, call.key, call.value)
+    return output.transpose(1, 2), weights
+
+
+def attend_block(
+    call: AttentionCall, query: Tensor, key: Tensor, value: Tensor, rows: slice = ALL, cols: slice = ALL
+) -> tuple[Tensor, Tensor]:
+    """Output ``[B, H, rows, Dv]`` and weights ``[B, H, rows, cols]`` of some queries ``[B, H, rows, D]`` over some keys, which must be all that these
+    queries see; row maps take all rows and keys."""
     if call.groups > 1:
         key, value = key.repeat_interleave(call.groups, dim=1), value.repeat_interleave(call.groups, dim=1)
-    dtype = torch.promote_types(call.query.dtype, torch.float32)
-    scores = (call.query @ key.transpose(-1, -2)).to(dtype) * call.scale
-    bias = None
-    for term in call.score_terms:
-        bias = term.tile().to(dtype) if bias is None else bias + term.tile().to(dtype)
-    visible = call.mask.tile()
+    dtype = torch.promote_types(query.dtype, torch.float32)
+    scores = (query @ key.transpose(-1, -2)).to(dtype) * call.scale
+    bias = call.bias(rows, cols)
+    visible = call.mask.tile(rows, cols)
     for row_map in call.row_maps:
         scores = row_map(scores, bias, visible)
     if bias is not None:
@@ -39,5 +46,5 @@ def run(call: AttentionCall) -> tuple[Tensor, Tensor]:
     weights = torch.nn.functional.dropout(weights, call.dropout)
     output = weights @ value
     for added in call.value_terms:
-        output = output + added.apply(weights)
-    return output.transpose(1, 2), weights
+        output = output + added.apply(weights, rows, cols)
+    return output, weights

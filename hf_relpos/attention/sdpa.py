@@ -6,10 +6,10 @@ softmax and zeroed after it, so that they give zero and pass no gradient whateve
 
 import math
 
-import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from ..encodings.terms import ALL
 from .call import AttentionCall
 
 
@@ -37,32 +37,29 @@ def run(call: AttentionCall) -> tuple[Tensor, None]:
             scale=call.scale,
             enable_gqa=call.groups > 1,
         )
-        return output.transpose(1, 2), None
-    visible = call.mask.tile()
+    else:
+        output = attend_block(call, call.query, call.key, call.value)
+    return output.transpose(1, 2), None
+
+
+def attend_block(
+    call: AttentionCall, query: Tensor, key: Tensor, value: Tensor, rows: slice = ALL, cols: slice = ALL
+) -> Tensor:
+    """Output ``[B, H, rows, Dv]`` of some queries ``[B, H, rows, D]`` over some keys, which must be all that these queries see."""
+    visible = call.mask.tile(rows, cols)
+    bias = call.bias(rows, cols)
     mask, blind = visible, None
-    if call.score_terms:
-        dtype = torch.promote_types(call.query.dtype, torch.float32)
-        bias = call.score_terms[0].tile().to(dtype)
-        for term in call.score_terms[1:]:
-            bias = bias + term.tile().to(dtype)
+    if bias is not None:
         if visible is not None:
             bias = bias.masked_fill(~visible, -math.inf)
         blind = (bias == -math.inf).all(dim=-1, keepdim=True)
-        mask = bias.masked_fill(blind, 0.0).to(call.query.dtype)
+        mask = bias.masked_fill(blind, 0.0).to(query.dtype)
     elif visible is not None:
         blind = ~visible.any(dim=-1, keepdim=True)
         mask = visible | blind
     if mask is not None:
-        mask = mask.expand(call.query.shape[0], -1, -1, -1)
+        mask = mask.expand(query.shape[0], -1, -1, -1)
     output = scaled_dot_product_attention(
-        call.query,
-        call.key,
-        call.value,
-        attn_mask=mask,
-        dropout_p=call.dropout,
-        scale=call.scale,
-        enable_gqa=call.groups > 1,
+        query, key, value, attn_mask=mask, dropout_p=call.dropout, scale=call.scale, enable_gqa=call.groups > 1
     )
-    if blind is not None:
-        output = output.masked_fill(blind, 0.0)
-    return output.transpose(1, 2), None
+    return output if blind is None else output.masked_fill(blind, 0.0)

@@ -167,24 +167,46 @@ class KeyVector(ScoreTerm):
 
 @dataclass(frozen=True)
 class PairBuckets(ScoreTerm):
-    """A number that each query keeps for each kind of pair, where the kind is not a matter of distance: ``values[b, h, i, index[b, i, j]]``.
+    """A number that each query keeps for each kind of pair, where the kind is not a matter of distance: ``values[b, h, i, kind[b, i, j]]``.
 
-    ``values`` is ``[B|1, H, Tq|1, N]``, ``index`` ``[B, Tq, Tk]`` int64.
+    ``values`` is ``[B|1, H, Tq|1, N]``, ``kind`` ``[B, Tq, Tk]`` int64.
     """
 
     values: Tensor
-    index: Tensor
+    kind: Tensor
+
+    def kinds(self, rows: slice, cols: slice) -> Tensor:
+        """The kinds of a block, ``[B, rows, cols]``."""
+        return self.kind[:, rows, cols]
+
+    def kind_at(self, b: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        """The kind of one pair."""
+        return self.kind[b, i, j]
 
     def tile(self, rows: slice = ALL, cols: slice = ALL) -> Tensor:
-        index = self.index[:, None, rows, cols]
+        kind = self.kinds(rows, cols)[:, None]
         values = self.values if self.values.shape[2] == 1 else self.values[:, :, rows]
-        shape = (index.shape[0], values.shape[1], *index.shape[2:])
-        return values.expand(*shape[:3], -1).gather(-1, index.expand(shape))
+        shape = (kind.shape[0], values.shape[1], *kind.shape[2:])
+        return values.expand(*shape[:3], -1).gather(-1, kind.expand(shape))
 
     def at(self, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
         sample = b if self.values.shape[0] > 1 else torch.zeros_like(b)
         query = i if self.values.shape[2] > 1 else torch.zeros_like(i)
-        return self.values[sample, h, query, self.index[b, i, j]]
+        return self.values[sample, h, query, self.kind_at(b, i, j)]
+
+
+@dataclass(frozen=True)
+class LabelBuckets(PairBuckets):
+    """The same where a pair's kind is 0 when query and key have the same label and 1 when not: ``kind`` ``[B, Tq]`` are the queries' labels, ``key_labels``
+    ``[B, Tk]`` the keys'."""
+
+    key_labels: Tensor
+
+    def kinds(self, rows: slice, cols: slice) -> Tensor:
+        return (self.kind[:, rows, None] != self.key_labels[:, None, cols]).long()
+
+    def kind_at(self, b: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        return (self.kind[b, i] != self.key_labels[b, j]).long()
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from .card import Card
 from .encoding import EncodingInputs, Tokens, register_encoding
-from .terms import PairBuckets, ScoreTerm
+from .terms import LabelBuckets, ScoreTerm
 from .transformer_xl import ProjectedSinusoid, TransformerXLOptions
 
 
@@ -63,5 +63,4 @@ class XLNet(ProjectedSinusoid[TransformerXLOptions]):
         query = inputs.scale * (inputs.query + self.segment_bias.to(dtype)[:, None])
         values = torch.einsum("bhqd,shd->bhqs", query, self.segment_embedding.to(dtype))
         segment = inputs.key_state[..., 0]
-        differ = inputs.positions.of_queries(segment)[:, :, None] != segment[:, None, :]
-        return (*terms, PairBuckets(values, differ.long()))
+        return (*terms, LabelBuckets(values, inputs.positions.of_queries(segment), segment))

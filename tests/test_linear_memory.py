@@ -1,0 +1,225 @@
+"""The linear-memory backend where it has several blocks and tiles: equal to the dense oracle, the same bits each time, and linear indeed."""
+
+import pytest
+import torch
+from cases import HEADS, HIDDEN, WIDTH, all_cases, build, extras, label, tensors
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import hf_relpos
+from hf_relpos.attention import linear_memory
+from hf_relpos.attention.backends import BackendRefusal
+from hf_relpos.attention.functional import optional_inputs
+from hf_relpos.encodings.encoding import Contribution, EncodingInputs
+from hf_relpos.encodings.positions import Positions
+
+CASES = all_cases()
+every_case = pytest.mark.parametrize("case", CASES, ids=label)
+LENGTH = 23
+
+
+@pytest.fixture(autouse=True)
+def many_blocks(monkeypatch):
+    for name, size in {
+        "FEW_QUERIES": 0,
+        "SMALLEST_BLOCK": 5,
+        "TILE_ROWS": 4,
+        "TILE_COLS": 6,
+        "MOST_ELEMENTS": 900,
+    }.items():
+        monkeypatch.setattr(linear_memory, name, size)
+
+
+def masks():
+    """Ways in which keys are hidden, by name."""
+    ones = torch.ones(2, LENGTH)
+    left, right, ragged, empty = (ones.clone() for _ in range(4))
+    left[1, :9] = 0
+    right[0, -7:] = 0
+    ragged[0, :3] = ragged[1, -11:] = 0
+    empty[1] = 0
+    holes = ones.clone()
+    holes[0, [3, 4, 11]] = 0
+    documents = torch.tensor([0] * 9 + [1] * 4 + [2] * 10).expand(2, -1)
+    uneven = torch.stack((documents[0], torch.tensor([5] * 2 + [4] * 21)))
+    scattered = torch.tensor([0, 1] * 11 + [0]).expand(2, -1)
+    return {
+        "all": {},
+        "left": {"attention_mask": left},
+        "right": {"attention_mask": right},
+        "ragged": {"attention_mask": ragged},
+        "empty": {"attention_mask": empty},
+        "holes": {"attention_mask": holes},
+        "documents": {"document_ids": documents},
+        "uneven documents": {"document_ids": uneven, "attention_mask": ragged},
+        "scattered documents": {"document_ids": scattered},
+        "window": {"window": 4},
+        "window and padding": {"window": 6, "attention_mask": ragged},
+        "window and documents": {"window": 6, "document_ids": documents},
+    }
+
+
+def gradients(output, inputs):
+    weights = torch.randn(output.shape, generator=torch.Generator().manual_seed(4), dtype=output.dtype)
+    return torch.autograd.grad((output * weights).sum(), inputs, allow_unused=True)
+
+
+def run(encoding, backend, groups=HEADS, queries=LENGTH, **arguments):
+    query, key, value = (x.requires_grad_() for x in tensors(queries, LENGTH, groups=groups))
+    given = extras(LENGTH)
+    given["hidden_states"].requires_grad_()
+    given["relation_ids"] = given["relation_ids"][:, LENGTH - queries :]
+    output = hf_relpos.attention(query, key, value, encoding, backend=backend, **given, **arguments)
+    inputs = [query, key, value, given["hidden_states"], *encoding.parameters()]
+    return output, gradients(output, inputs)
+
+
+def compare(encoding, **arguments):
+    expected, theirs = run(encoding, "eager", **arguments)
+    output, ours = run(encoding, "linear_memory", **arguments)
+    torch.testing.assert_close(output, expected, rtol=0, atol=1e-11)
+    for mine, other in zip(ours, theirs, strict=True):
+        assert (mine is None) == (other is None)
+        if other is not None:
+            torch.testing.assert_close(mine, other, rtol=0, atol=1e-9)
+
+
+def one_of_each_kind():
+    """The first case for each combination of kinds of terms, so that every path is walked without walking it for every method."""
+    found = {}
+    for case in CASES:
+        encoding = build(*case)
+        query, key, _ = tensors(4, 4)
+        positions = Positions.consecutive(4, 4)
+        inputs = EncodingInputs(query, key, positions, 1.0, **optional_inputs(encoding, positions, **extras(4)))
+        added = encoding(inputs, Contribution(query, key, 1.0))
+        kinds = tuple(type(term).__name__ for term in (*added.score_terms, *added.value_terms))
+        if not added.row_maps:
+            found.setdefault((kinds, any(True for _ in encoding.parameters()), case[1]), case)
+    return list(found.values())
+
+
+every_kind = pytest.mark.parametrize("case", one_of_each_kind(), ids=label)
+
+
+@every_case
+def test_every_case_under_padding(case):
+    encoding = build(*case)
+    try:
+        compare(encoding, is_causal=case[1], groups=2, **masks()["ragged"])
+    except BackendRefusal:
+        pytest.skip("it maps whole rows of scores")
+
+
+@pytest.mark.parametrize("name", masks())
+@every_kind
+def test_every_kind_of_term_under_every_mask(case, name):
+    compare(build(*case), is_causal=case[1], groups=2, **masks()[name])
+
+
+@every_kind
+def test_queries_that_go_on_from_a_cache(case):
+    for offset in (LENGTH - 9, 3):
+        compare(build(*case), is_causal=case[1], groups=1, queries=9, query_offset=offset, key_offset=0)
+
+
+@every_kind
+def test_the_same_bits_every_time(case):
+    encoding = build(*case, dtype=torch.float32)
+    runs = []
+    for _ in range(2):
+        query, key, value = (x.requires_grad_() for x in tensors(LENGTH, LENGTH, dtype=torch.float32))
+        given = extras(LENGTH, dtype=torch.float32)
+        output = hf_relpos.attention(query, key, value, encoding, backend="linear_memory", is_causal=case[1], **given)
+        runs.append((output, *gradients(output, [query, key, value, *encoding.parameters()])))
+    assert all(a is b is None or torch.equal(a, b) for a, b in zip(*runs, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@every_kind
+def test_half_precision_stays_close(case, dtype):
+    """Outputs and gradients, beside the dense oracle on the same rounded numbers in float32."""
+    encoding = build(*case, dtype=torch.float32)
+    for parameter in encoding.parameters():
+        parameter.data.mul_(0.2)
+    rounded = build(*case, dtype=torch.float32)
+    rounded.load_state_dict(encoding.state_dict())
+    rounded = rounded.to(dtype)
+    encoding.load_state_dict(rounded.state_dict())
+    results = []
+    for module, kind, backend in ((encoding, torch.float32, "eager"), (rounded, dtype, "linear_memory")):
+        drawn = [x.to(dtype).to(kind).requires_grad_() for x in tensors(LENGTH, LENGTH)]
+        given = extras(LENGTH, dtype=dtype)
+        given["hidden_states"] = given["hidden_states"].to(kind)
+        output = hf_relpos.attention(*drawn, module, backend=backend, is_causal=case[1], **given)
+        results.append((output, *gradients(output.float(), drawn)))
+    for exact, close in zip(*results, strict=True):
+        torch.testing.assert_close(close.float(), exact, rtol=0.05, atol=0.06)
+
+
+@every_kind
+def test_autocast_keeps_scores_precise(case):
+    encoding = build(*case, dtype=torch.float32)
+    query, key, value = tensors(LENGTH, LENGTH, dtype=torch.float32)
+    given = {"is_causal": case[1], "backend": "linear_memory", **extras(LENGTH, dtype=torch.float32)}
+    exact = hf_relpos.attention(query, key, value, encoding, **given)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        cast = hf_relpos.attention(query, key, value, encoding, **given)
+    torch.testing.assert_close(cast.float(), exact, rtol=0.1, atol=0.2)
+
+
+@every_kind
+def test_dropout_is_recomputed_as_it_was(case):
+    """The gradient of what was dropped is that of the same forward pass: a finite difference tells."""
+    encoding = build(*case)
+    query, key, value = tensors(LENGTH, LENGTH)
+    given = {"is_causal": case[1], "backend": "linear_memory", "dropout_p": 0.4, **extras(LENGTH)}
+    direction = torch.randn(value.shape, generator=torch.Generator().manual_seed(1), dtype=value.dtype)
+
+    def loss(step):
+        torch.manual_seed(3)
+        return hf_relpos.attention(query, key, value + step * direction, encoding, **given).square().sum()
+
+    value.requires_grad_()
+    (gradient,) = torch.autograd.grad(loss(0.0), value)
+    with torch.no_grad():
+        slope = (loss(1e-5) - loss(-1e-5)) / 2e-5
+    torch.testing.assert_close((gradient * direction).sum(), slope, rtol=1e-5, atol=1e-5)
+
+
+class LargestTensor(TorchDispatchMode):
+    """Notes the most bytes that any one new tensor holds."""
+
+    def __init__(self):
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for tensor in torch.utils._pytree.tree_leaves(result):
+            if isinstance(tensor, torch.Tensor):
+                self.bytes = max(self.bytes, tensor.untyped_storage().nbytes())
+        return result
+
+
+@every_kind
+def test_no_tensor_grows_with_the_square_of_length(case, monkeypatch):
+    for name, size in {"SMALLEST_BLOCK": 64, "TILE_ROWS": 64, "TILE_COLS": 64, "MOST_ELEMENTS": 2**14}.items():
+        monkeypatch.setattr(linear_memory, name, size)
+    encoding = build(*case, dtype=torch.float32)
+    if encoding.max_length is not None or "relation_ids" in encoding.needs:
+        pytest.skip("it is defined for short texts, or its own input is quadratic")
+    largest = []
+    for length in (512, 1024):
+        query, key, value = (torch.randn(1, HEADS, length, WIDTH).requires_grad_() for _ in range(3))
+        given = {
+            "hidden_states": torch.randn(1, length, HIDDEN),
+            "segment_ids": torch.zeros(1, length, dtype=torch.long),
+        }
+        with LargestTensor() as watch:
+            output = hf_relpos.attention(
+                query, key, value, encoding, backend="linear_memory", is_causal=case[1], **given
+            )
+            output.square().sum().backward()
+        largest.append(watch.bytes)
+    assert largest[1] <= 2.2 * largest[0]
+    assert largest[1] < 4 * 1024 * 1024
