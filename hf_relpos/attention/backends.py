@@ -28,8 +28,8 @@ class Backend:
 
 # in the order in which "auto" prefers them
 BACKENDS: dict[str, Backend] = {
-    "linear_memory": Backend("linear_memory", linear_memory_objections, linear_memory_run),
     "sdpa": Backend("sdpa", sdpa_objections, sdpa_run),
+    "linear_memory": Backend("linear_memory", linear_memory_objections, linear_memory_run),
     "eager": Backend("eager", eager_objections, eager_run),
 }
 
