@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 from families import KINDS, config, host_config, model, randomise
-from hf_relpos.conversion.doctor import examine, stored_shapes
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, BertForQuestionAnswering, T5Config, XLNetConfig
 
 import hf_relpos
+from hf_relpos.conversion.doctor import examine, stored_shapes
 
 LEGACY = Path(__file__).parent / "fixtures" / "legacy"
 

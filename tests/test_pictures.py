@@ -6,12 +6,12 @@ import xml.etree.ElementTree as ElementTree
 import matplotlib.figure
 import pytest
 import torch
-from hf_relpos.pictures import pictures, sparkline, text_of
-from hf_relpos.plots import plot_encoding, save_plot
-from hf_relpos.probe import call_of_alike_tokens, host_of_encoding, scores_of
 
 import hf_relpos
 from hf_relpos.attention.eager import run
+from hf_relpos.pictures import pictures, sparkline, text_of
+from hf_relpos.plots import plot_encoding, save_plot
+from hf_relpos.probe import call_of_alike_tokens, host_of_encoding, scores_of
 
 SIZES = {"num_heads": 2, "head_dim": 8, "length": 10}
 every_method = pytest.mark.parametrize("name", hf_relpos.list_encodings())
