@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from hf_relpos.encodings.build import build_encoding
-from hf_relpos.encodings.encoding import Encoding, registered_encodings
+from hf_relpos.encodings.encoding import Encoding
 from hf_relpos.encodings.options import option_table
+from hf_relpos.encodings.registry import registered_encodings
 from hf_relpos.matrix import Answer, cell, columns, matrix, refusals
 
 ROOT = Path(__file__).parent.parent

@@ -13,7 +13,7 @@ from .encodings.build import encoding_card as encoding_card
 from .encodings.build import list_encodings as list_encodings
 from .encodings.card import Card as Card
 from .encodings.encoding import Encoding as Encoding
-from .encodings.encoding import register_encoding as register_encoding
+from .encodings.registry import register_encoding as register_encoding
 from .question_answering import Answer as Answer
 from .question_answering import answer as answer
 from .question_answering import best_spans as best_spans

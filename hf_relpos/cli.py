@@ -57,8 +57,8 @@ def show(
     """Show a method: formula, options with defaults and valid values, properties, citation, and what it adds to scores by distance."""
     import dataclasses
 
-    from .encodings.encoding import parse_part
     from .encodings.options import option_table
+    from .encodings.registry import parse_part
 
     rel_pos = parse_value(name)
     cls, options = parse_part(rel_pos)

@@ -7,7 +7,9 @@ from torch import Tensor, nn
 
 from .attention.call import AttentionCall, Mask
 from .attention.functional import optional_inputs
-from .encodings.encoding import Contribution, Encoding, EncodingInputs, contribute
+from .encodings.composition import contribute
+from .encodings.encoding import Encoding
+from .encodings.inputs import Contribution, EncodingInputs
 from .encodings.options import Host
 from .encodings.positions import Positions
 
@@ -65,5 +67,5 @@ def scores_of(call: AttentionCall) -> Tensor:
     scores = call.query @ call.key.transpose(-1, -2) * call.scale
     bias = sum((term.tile() for term in call.score_terms), torch.zeros(()))
     for row_map in call.row_maps:
-        scores = row_map(scores, bias if call.score_terms else None, call.mask.tile())
+        scores = row_map(scores, bias if call.score_terms else None, call.mask.tile(), call.scale)
     return scores + bias

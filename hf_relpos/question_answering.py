@@ -78,18 +78,19 @@ def context_offsets(encoding: Any, window: int, context: str | None = None) -> l
 
 
 def window_length(model: Any) -> int | None:
-    """How many tokens ``model`` reads at once; None when nothing limits it."""
+    """How many tokens ``model`` reads at once; None when neither a table of absolute positions nor an encoding limits it."""
+    limits = [length for module in model.modules() if (length := getattr(module, "max_length", None)) is not None]
     config = model.config
-    if getattr(config, "absolute", None) == "drop":
-        return None
-    limit = getattr(config, "max_position_embeddings", None)
-    if limit is None:
-        return None
-    for module in model.modules():
+    table = None if getattr(config, "absolute", None) == "drop" else getattr(config, "max_position_embeddings", None)
+    if table is not None:
         # RoBERTa-like tables keep their first rows for padding
-        if hasattr(module, "position_embeddings") and getattr(module, "padding_idx", None) is not None:
-            return limit - module.padding_idx - 1
-    return limit
+        reserved = [
+            module.padding_idx + 1
+            for module in model.modules()
+            if hasattr(module, "position_embeddings") and getattr(module, "padding_idx", None) is not None
+        ]
+        limits.append(table - max(reserved, default=0))
+    return min(limits, default=None)
 
 
 @torch.no_grad()

@@ -1,13 +1,15 @@
 """Encodings and inputs that the laws run over, taken from the registry: a new method is tested without being named here."""
 
 import dataclasses
+import functools
 import itertools
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import torch
 
 from hf_relpos.encodings.build import build_encoding
-from hf_relpos.encodings.encoding import Encoding, registered_encodings
+from hf_relpos.encodings.encoding import Encoding
+from hf_relpos.encodings.registry import registered_encodings
 
 HEADS, WIDTH, HIDDEN, TABLE = 4, 8, 24, 6
 # the settings that keep tables small enough for clipping to happen in the few tokens of a test
@@ -91,8 +93,11 @@ def build(rel_pos: Any, causal: bool, dtype: torch.dtype = torch.float64) -> Enc
     encoding = build_encoding(
         rel_pos, num_heads=HEADS, head_dim=WIDTH, hidden_size=HIDDEN, max_position_embeddings=TABLE, causal=causal
     )
+    generator = torch.Generator().manual_seed(7)
     for parameter in encoding.parameters():
-        torch.nn.init.uniform_(parameter, 0.2, 1.2)
+        # of both signs in turn, so that nothing hides behind an absolute value or a bound, and none near zero
+        size = 0.2 + torch.rand(parameter.numel(), generator=generator, dtype=torch.float64)
+        parameter.data.copy_((size * (-1.0) ** torch.arange(parameter.numel())).view(parameter.shape))
     return encoding.to(dtype).eval()
 
 
@@ -103,17 +108,28 @@ def initialise(encoding: torch.nn.Module) -> None:
             module.reset_parameters()
 
 
-def all_cases() -> list[Any]:
-    """(rel_pos, causal) of every variant that its options allow; refused combinations are the business of the bad-input tests."""
-    cases = []
+@functools.cache
+def _tried() -> list[tuple[Any, bool, str | None]]:
+    found = []
     for name, causal in itertools.product(registered_encodings(), (False, True)):
         for rel_pos in variants(name):
             try:
                 build(rel_pos, causal)
-            except ValueError:
-                continue
-            cases.append((rel_pos, causal))
-    return cases
+            except ValueError as error:
+                found.append((rel_pos, causal, str(error)))
+            else:
+                found.append((rel_pos, causal, None))
+    return found
+
+
+def all_cases() -> list[Any]:
+    """(rel_pos, causal) of every variant that its options allow."""
+    return [(rel_pos, causal) for rel_pos, causal, refusal in _tried() if refusal is None]
+
+
+def refused_cases() -> list[Any]:
+    """(rel_pos, causal, message) of the variants that are refused."""
+    return [case for case in _tried() if case[2] is not None]
 
 
 def label(case: Any) -> str:

@@ -45,6 +45,8 @@ KINDS: dict[str, Any] = {
     "values": {"type": "shaw", "max_distance": 4},
     "rotation": {"type": "rope"},
     "index": {"type": "fire", "init_length": 4},
+    "places": {"type": "tupe", "max_position_embeddings": 64},
+    "groups": {"type": "self_extend", "window": 4, "group_size": 2},
     "gates": {"type": "fox"},
     "segments": {"type": "xlnet"},
     "rows": {"type": "cope", "npos": 6},

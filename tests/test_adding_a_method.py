@@ -15,7 +15,7 @@ from method_pages import answers, page
 
 import hf_relpos
 from hf_relpos.attention.backends import BACKENDS
-from hf_relpos.encodings.encoding import _REGISTRY
+from hf_relpos.encodings.registry import _REGISTRY
 from hf_relpos.matrix import backend_answers, family_answers
 from hf_relpos.pictures import pictures
 

@@ -93,13 +93,16 @@ def test_heads_that_do_not_divide():
         ({"attention_mask": torch.ones(6)}, r"attention_mask has shape \[6\]"),
         ({"window": 0}, r"window=0 is not valid"),
         ({"dropout_p": 1.5}, r"dropout_p=1.5 is not valid"),
-        ({"backend": "fast"}, r"unknown backend 'fast'; valid backends: auto, eager, sdpa"),
+        ({"backend": "fast"}, r"unknown backend 'fast'; valid backends: auto, eager, linear_memory, sdpa"),
         (
             {"backend": "sdpa", "return_weights": True},
             r"cannot run this call: attention weights .* Backends that can: eager",
         ),
         ({"document_ids": torch.zeros(2, 5)}, r"document_ids has shape \[2, 5\]"),
-        ({"document_ids": torch.zeros(2, 6), "query_offset": 9, "key_offset": 0}, r"must stand among the keys"),
+        (
+            {"document_ids": torch.zeros(2, 6, dtype=torch.long), "query_offset": 9, "key_offset": 0},
+            r"must stand among the keys",
+        ),
         ({"hidden_states": torch.zeros(2, 6)}, r"hidden_states has shape"),
     ],
 )

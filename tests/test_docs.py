@@ -13,7 +13,7 @@ from arguments import parse_arguments
 from qa import QAArguments
 
 import hf_relpos
-from hf_relpos.encodings.encoding import registered_encodings
+from hf_relpos.encodings.registry import registered_encodings
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

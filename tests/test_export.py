@@ -9,7 +9,7 @@ from families import FAMILIES, KINDS, language_head, model, tokens
 from without_package import run_python
 
 import hf_relpos
-from hf_relpos.encodings.encoding import _REGISTRY
+from hf_relpos.encodings.registry import _REGISTRY
 from hf_relpos.hub.exporter import EXPORT_PACKAGES, ROOT, ExportError, collect, flatten
 from hf_relpos.models.families import classes_of
 

@@ -13,7 +13,7 @@ import hf_relpos
 from hf_relpos.attention.attend import attend
 from hf_relpos.attention.call import Mask
 from hf_relpos.attention.functional import optional_inputs
-from hf_relpos.encodings.encoding import Tokens
+from hf_relpos.encodings.inputs import Tokens
 from hf_relpos.encodings.positions import Positions
 from hf_relpos.models.architectures import ARCHITECTURES
 

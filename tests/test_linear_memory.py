@@ -9,7 +9,7 @@ import hf_relpos
 from hf_relpos.attention import linear_memory
 from hf_relpos.attention.backends import BackendRefusal
 from hf_relpos.attention.functional import optional_inputs
-from hf_relpos.encodings.encoding import Contribution, EncodingInputs
+from hf_relpos.encodings.inputs import Contribution, EncodingInputs
 from hf_relpos.encodings.positions import Positions
 
 CASES = all_cases()

@@ -5,8 +5,9 @@ import torch
 
 import hf_relpos
 from hf_relpos.attention.backends import BackendRefusal
-from hf_relpos.encodings.encoding import _REGISTRY, Encoding, register_encoding
+from hf_relpos.encodings.encoding import Encoding
 from hf_relpos.encodings.options import EncodingOptions, option_table
+from hf_relpos.encodings.registry import _REGISTRY, register_encoding
 from hf_relpos.matrix import DIRECTIONS, LENGTH, cell, columns, family_answers, matrix, refusals, tiny_config
 from hf_relpos.models.architectures import ARCHITECTURES
 

@@ -8,8 +8,9 @@ import pytest
 
 import hf_relpos
 from hf_relpos.encodings.card import Card
-from hf_relpos.encodings.encoding import Encoding, register_encoding, registered_encodings
+from hf_relpos.encodings.encoding import Encoding
 from hf_relpos.encodings.options import EncodingOptions
+from hf_relpos.encodings.registry import register_encoding, registered_encodings
 
 ROOT = Path(hf_relpos.__file__).parent
 # each may import itself and what stands before it

@@ -5,7 +5,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..encodings.encoding import Contribution, EncodingInputs, contribute
+from ..encodings.composition import contribute
+from ..encodings.inputs import Contribution, EncodingInputs
 from .backends import choose
 from .call import AttentionCall, Mask
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..encodings.encoding import RowMap
+from ..encodings.inputs import RowMap
 from ..encodings.positions import Positions
 from ..encodings.terms import ALL, ScoreTerm, ValueTerm
 

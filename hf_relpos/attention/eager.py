@@ -36,7 +36,7 @@ def attend_block(
     bias = call.bias(rows, cols)
     visible = call.mask.tile(rows, cols)
     for row_map in call.row_maps:
-        scores = row_map(scores, bias, visible)
+        scores = row_map(scores, bias, visible, call.scale)
     if bias is not None:
         scores = scores + bias
     if visible is not None:

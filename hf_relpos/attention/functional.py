@@ -5,7 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..encodings.encoding import Encoding, Tokens, key_state
+from ..encodings.composition import key_state
+from ..encodings.encoding import Encoding
+from ..encodings.inputs import Tokens
 from ..encodings.positions import Positions
 from .attend import attend
 from .call import Mask
@@ -111,8 +113,19 @@ def attention(
     ):
         if tensor is not None:
             _expect(tensor.shape == shape, f"{name} has shape {list(tensor.shape)}, but must be {list(shape)}")
+            _expect(
+                not (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool),
+                f"{name} has dtype {tensor.dtype}, but must hold integers",
+            )
     if hidden_states is not None:
         fits = hidden_states.ndim == 3 and hidden_states.shape[:2] == (batch, keys)
+        for part in getattr(encoding, "members", (encoding,)):
+            if isinstance(part, Encoding) and "hidden_states" in part.needs:
+                wide = hidden_states.shape[-1] == part.host.hidden_size
+                _expect(
+                    wide,
+                    f"hidden_states is {hidden_states.shape[-1]} wide, but the encoding was built for {part.host.hidden_size}",
+                )
         _expect(fits, f"hidden_states has shape {list(hidden_states.shape)}, but must be [{batch}, {keys}, E]")
 
     positions = Positions.consecutive(

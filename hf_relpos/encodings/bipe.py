@@ -17,8 +17,10 @@ from torch import Tensor, nn
 
 from .alibi import alibi_slopes
 from .card import Card
-from .encoding import Encoding, EncodingInputs, Tokens, missing_input, register_encoding
+from .encoding import Encoding
+from .inputs import EncodingInputs, Tokens, missing_input
 from .options import DirectedOptions, Host
+from .registry import register_encoding
 from .rotation import require_even, rotate
 from .sinusoid import angles
 from .terms import PairFunction
@@ -63,7 +65,7 @@ class Bipe(Encoding[BipeOptions]):
     name = "bipe"
     Options = BipeOptions
     shared = True
-    reads = frozenset({"input_ids"})
+    reads = frozenset({"input_ids", "segment_ids"})
     card = Card(
         title="Two Stones Hit One Bird: Bilevel Positional Encoding for Better Length Extrapolation",
         authors="He, Zhenyu and Feng, Guhao and Luo, Shengjie and Yang, Kai and Wang, Liwei and Xu, Jingjing and Zhang, Zhi and "
@@ -100,7 +102,7 @@ class Bipe(Encoding[BipeOptions]):
                 f"the encoding {self.name!r} without separator_ids cannot go on from a cache: segment_ids of new tokens do not tell whether "
                 "the token before them ended a segment"
             )
-        return nn.functional.pad(segments.diff(dim=-1), (0, 1))[..., None].float()
+        return nn.functional.pad(segments.long().diff(dim=-1), (0, 1))[..., None].float()
 
     def segments(self, inputs: EncodingInputs) -> tuple[Tensor, Tensor]:
         """Segment numbers of queries ``[B, Tq]`` and keys ``[B, Tk]``, counted from the first key's."""

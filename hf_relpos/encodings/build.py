@@ -7,8 +7,11 @@ from torch import nn
 
 from .card import Card
 from .catalogue import METHODS
-from .encoding import Composition, Encoding, Part, encoding_class, parse_part, registered_encodings
+from .composition import Composition
+from .encoding import Encoding, Part
+from .nested import NestedEncoding
 from .options import EncodingOptions, Host
+from .registry import encoding_class, parse_part, registered_encodings
 
 # a name, a dict with a "type", a list of these, or {"layers": [any of these, ...]}
 RelPos = str | dict[str, Any] | Sequence[str | dict[str, Any]]
@@ -55,6 +58,17 @@ def parse_rel_pos(rel_pos: Any) -> list[tuple[type[Encoding], EncodingOptions]]:
     if not parts:
         raise ValueError("rel_pos=[] names no encoding; use {'type': 'none'} for a model without positions")
     return [parse_part(part) for part in parts]
+
+
+def named_methods(rel_pos: Any) -> list[tuple[type[Encoding], EncodingOptions]]:
+    """As :func:`parse_rel_pos`, each method followed by those that its options name."""
+    found = []
+    for cls, options in parse_rel_pos(rel_pos):
+        found.append((cls, options))
+        inner = getattr(options, cls.inner_option) if issubclass(cls, NestedEncoding) else None
+        if inner is not None:
+            found += named_methods(inner)
+    return found
 
 
 def build_encodings(rel_pos: RelPos, host: Host) -> list[Encoding]:

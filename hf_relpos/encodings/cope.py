@@ -14,8 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from .card import Card
-from .encoding import Encoding, EncodingInputs, RowMap, register_encoding
+from .encoding import Encoding
+from .inputs import Contribution, EncodingInputs, RowMap
 from .options import DirectedOptions
+from .registry import register_encoding
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,14 +55,12 @@ class Cope(Encoding[CopeOptions]):
     def reset_parameters(self) -> None:
         nn.init.zeros_(self.table)
 
-    def row_map(self, inputs: EncodingInputs) -> RowMap:
+    def row_map(self, inputs: EncodingInputs, before: Contribution) -> RowMap:
         last = self.options.npos - 1
         by_count = (inputs.query @ self.table.T.to(inputs.query.dtype)).to(inputs.dtype)
-        if not self.options.nodiv:
-            by_count = inputs.scale * by_count
         distance = inputs.positions.query[:, :, None] - inputs.positions.key[:, None, :]
 
-        def add_position(content: Tensor, bias: Tensor | None, visible: Tensor | None) -> Tensor:
+        def add_position(content: Tensor, bias: Tensor | None, visible: Tensor | None, scale: float) -> Tensor:
             gates = content.sigmoid()
             if visible is not None:
                 gates = gates.masked_fill(~visible, 0.0)
@@ -75,6 +75,7 @@ class Cope(Encoding[CopeOptions]):
             above = count.detach().ceil()
             weight = count - below
             low, high = (by_count.gather(-1, row.long()) for row in (below, above))
-            return content + (1 - weight) * low + weight * high
+            added = (1 - weight) * low + weight * high
+            return content + (added if self.options.nodiv else scale * added)
 
         return add_position

@@ -9,15 +9,17 @@ It works pair by pair, before the mask, so it serves encoders as it does decoder
 
 import math
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from .card import Card
-from .encoding import Contribution, Encoding, EncodingInputs, parse_part, register_encoding
+from .encoding import Encoding
+from .inputs import Contribution, EncodingInputs
 from .nested import NestedEncoding
 from .options import EncodingOptions
+from .registry import parse_part, register_encoding
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +90,7 @@ class AdaptedBias(NestedEncoding[DapeOptionsT]):
                 self._refuse_inner()
             bias = sum(term.tile().to(inputs.dtype) for term in terms)  # type: ignore[assignment]
 
-        def adapt(content: Tensor, _terms: Any, visible: Tensor | None) -> Tensor:
+        def adapt(content: Tensor, _bias: Tensor | None, visible: Tensor | None, scale: float) -> Tensor:
             if bias is None:
                 return content + self.network(content, visible)
             known = bias.masked_fill(bias == -math.inf, 0.0).expand(content.shape)

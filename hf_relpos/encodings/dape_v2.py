@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from .card import Card
 from .dape import AdaptedBias, DapeOptions
-from .encoding import register_encoding
+from .registry import register_encoding
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,9 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from .card import Card
-from .encoding import Encoding, EncodingInputs, SharedPart, register_encoding
+from .encoding import Encoding, SharedPart
+from .inputs import EncodingInputs
 from .linear import linear
 from .options import EncodingOptions, Host
+from .registry import register_encoding
 from .terms import KeyBuckets, QueryBuckets, ScoreTerm
 
 

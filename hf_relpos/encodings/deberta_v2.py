@@ -20,9 +20,11 @@ from torch import Tensor, nn
 
 from .card import Card
 from .deberta import by_head
-from .encoding import Encoding, EncodingInputs, SharedPart, missing_input, register_encoding
+from .encoding import Encoding, SharedPart
+from .inputs import EncodingInputs, missing_input
 from .linear import linear
 from .options import EncodingOptions, Host
+from .registry import register_encoding
 from .terms import KeyBuckets, QueryBuckets, ScoreTerm
 
 

@@ -15,9 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from .card import Card
-from .encoding import Encoding, EncodingInputs, Tokens, missing_input, register_encoding
+from .encoding import Encoding
+from .inputs import EncodingInputs, Tokens, missing_input
 from .linear import linear
 from .options import EncodingOptions, Host
+from .registry import register_encoding
 from .terms import KeyVector, PairFunction, ScoreTerm
 
 

@@ -10,30 +10,18 @@ import torch
 from torch import Tensor, nn
 
 from .card import Card
-from .encoding import Encoding, EncodingInputs, RowMap, register_encoding
-from .reach import require_reach
-from .relative_key import RelativeKeyOptions
+from .inputs import Contribution, EncodingInputs, RowMap
+from .reach import DistanceTableEncoding, require_reach
+from .registry import register_encoding
 
 
-class ContentFactors(Encoding[RelativeKeyOptions]):
+class ContentFactors(DistanceTableEncoding):
     """Learned factors of the content score by distance, for the paper's methods 1 to 3.
 
     Parameter ``factor`` for each layer, all ones: a row for each distance of ``-(P - 1) .. P - 1``, or of ``0 .. P - 1`` unless ``signed``.
     """
 
-    Options = RelativeKeyOptions
     signed: ClassVar[bool] = True
-
-    @property
-    def size(self) -> int:
-        """P, the number of positions that the table knows."""
-        size = self.options.max_position_embeddings
-        assert size is not None
-        return size
-
-    @property
-    def max_length(self) -> int | None:
-        return self.size if self.options.beyond == "error" else None
 
     @property
     def num_rows(self) -> int:
@@ -53,10 +41,10 @@ class ContentFactors(Encoding[RelativeKeyOptions]):
         distances = inputs.positions.distances().clamp(-limit, limit)
         return self.factor.to(inputs.dtype)[distances + limit if self.signed else distances.abs()]
 
-    def row_map(self, inputs: EncodingInputs) -> RowMap:
+    def row_map(self, inputs: EncodingInputs, before: Contribution) -> RowMap:
         factors = self.by_distance(inputs)[inputs.positions.distance_index()]
 
-        def scaled(scores: Tensor, bias: Tensor | None, visible: Tensor | None) -> Tensor:
+        def scaled(scores: Tensor, bias: Tensor | None, visible: Tensor | None, scale: float) -> Tensor:
             return scores * factors
 
         return scaled

@@ -5,8 +5,8 @@ one of ``relative_key``; the paper writes ``j - i``.
 """
 
 from .card import Card
-from .encoding import register_encoding
 from .huang_m1 import ContentFactors
+from .registry import register_encoding
 
 
 @register_encoding

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .card import Card
-from .encoding import EncodingInputs, RowMap, register_encoding
 from .huang_m1 import ContentFactors
+from .inputs import Contribution, EncodingInputs, RowMap, per_head
+from .registry import register_encoding
 
 
 @register_encoding
@@ -36,17 +37,21 @@ class HuangM3(ContentFactors):
     def create_parameters(self) -> None:
         self.factor = nn.Parameter(torch.empty(self.num_rows, self.host.head_dim))
 
-    def row_map(self, inputs: EncodingInputs) -> RowMap:
-        query, key = inputs.scale * inputs.query.to(inputs.dtype), inputs.keys_per_head().to(inputs.dtype)
+    @property
+    def rescores(self) -> bool:
+        return True
+
+    def row_map(self, inputs: EncodingInputs, before: Contribution) -> RowMap:
+        query, key = before.query.to(inputs.dtype), per_head(before.query, before.key).to(inputs.dtype)
         change = self.by_distance(inputs) - 1
         index = inputs.positions.distance_index()
 
         def coordinate(q: Tensor, k: Tensor, by_distance: Tensor) -> Tensor:
             return q[..., :, None] * k[..., None, :] * by_distance[index]
 
-        def changed(scores: Tensor, bias: Tensor | None, visible: Tensor | None) -> Tensor:
+        def changed(scores: Tensor, bias: Tensor | None, visible: Tensor | None, scale: float) -> Tensor:
             for d in range(self.host.head_dim):
-                parts = (query[..., d], key[..., d], change[:, d])
+                parts = (scale * query[..., d], key[..., d], change[:, d])
                 # recomputed for the gradient, or each coordinate would keep products as large as the scores
                 scores = scores + checkpoint(coordinate, *parts, use_reentrant=False, preserve_rng_state=False)
             return scores

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from .card import Card
-from .encoding import Encoding, EncodingInputs, register_encoding
+from .encoding import Encoding
+from .inputs import EncodingInputs
 from .options import DirectedOptions
+from .registry import register_encoding
 from .terms import DistanceTable
 
 MINIMUM = 0.01

@@ -8,8 +8,8 @@ place. The paper is causal; with ``|i - j|`` the same kernel serves encoders.
 from torch import Tensor
 
 from .card import Card
-from .encoding import register_encoding
 from .kerple_log import Kerple
+from .registry import register_encoding
 
 MAXIMUM_POWER = 2.0
 

@@ -1,10 +1,12 @@
 """Encodings that hold another one, named by one of their options."""
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
-from .encoding import Encoding, OptionsT, SharedPart, Tokens, parse_part
+from .encoding import Encoding, OptionsT, SharedPart
+from .inputs import Tokens
+from .registry import parse_part
 
 
 class NestedEncoding(Encoding[OptionsT]):
@@ -22,6 +24,17 @@ class NestedEncoding(Encoding[OptionsT]):
         if value is not None:
             cls, options = parse_part(value)
             self.inner = cls(options, self.host)
+            if self.inner.adds_to_input and not self.share_layers and any(True for _ in self.inner.parameters()):
+                raise ValueError(
+                    f"rel_pos type {self.name!r}: the encoding {cls.name!r} inside it adds learned vectors to the model's input, so "
+                    "one module must serve all layers: set share_layers to true"
+                )
+            wanted = options.share_layers
+            if wanted is not None and wanted != self.share_layers:
+                raise ValueError(
+                    f"rel_pos type {self.name!r}: share_layers={wanted!r} of the encoding inside is not valid: it belongs to this one, whose "
+                    f"share_layers is {self.share_layers!r}"
+                )
 
     @property
     def needs(self) -> frozenset[str]:
@@ -37,6 +50,14 @@ class NestedEncoding(Encoding[OptionsT]):
     @property
     def relative(self) -> bool:
         return super().relative and (self.inner is None or self.inner.relative)
+
+    @property
+    def rescores(self) -> bool:
+        return self.inner is not None and self.inner.rescores
+
+    @property
+    def random_absolute(self) -> Literal["offset", "sorted"] | None:
+        return None if self.inner is None else self.inner.random_absolute
 
     @property
     def changes_with_length(self) -> bool:

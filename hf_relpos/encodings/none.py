@@ -5,8 +5,9 @@ the mask; a bidirectional model becomes equivariant to permutations of its input
 """
 
 from .card import Card
-from .encoding import Encoding, register_encoding
+from .encoding import Encoding
 from .options import EncodingOptions
+from .registry import register_encoding
 
 
 @register_encoding

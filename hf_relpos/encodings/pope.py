@@ -12,8 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from .card import Card
-from .encoding import Encoding, EncodingInputs, register_encoding
+from .encoding import Encoding
+from .inputs import EncodingInputs
 from .options import EncodingOptions
+from .registry import register_encoding
 from .sinusoid import angles
 
 
@@ -55,6 +57,10 @@ class Pope(Encoding[PopeOptions]):
         return angles(slots, 2 * self.host.head_dim, float(self.options.base))[:, None]
 
     def map_query(self, query: Tensor, inputs: EncodingInputs) -> Tensor:
+        if query is not inputs.query:
+            raise ValueError(
+                f"the encoding {self.name!r} takes queries as the host projects them: name no other that maps queries and keys before it"
+            )
         delta = self.phase.double().clamp(-2 * math.pi, 0.0)
         return polar(query, self._phase(inputs.positions.query) - delta[:, None])
 

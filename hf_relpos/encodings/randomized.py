@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from .card import Card
-from .encoding import Contribution, EncodingInputs, parse_part, register_encoding
+from .inputs import Contribution, EncodingInputs
 from .nested import NestedEncoding
 from .options import EncodingOptions
+from .registry import parse_part, register_encoding
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +64,7 @@ class Randomized(NestedEncoding[RandomizedOptions]):
 
     @property
     def random_absolute(self) -> Literal["offset", "sorted"] | None:
-        return None if self.options.absolute == "none" else self.options.absolute
+        return super().random_absolute if self.options.absolute == "none" else self.options.absolute
 
     def _draw(self, inputs: EncodingInputs) -> Tensor:
         count, limit = inputs.positions.num_keys, self.options.max_position

@@ -12,8 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from .card import Card
-from .encoding import Encoding, EncodingInputs, register_encoding
+from .encoding import Encoding
+from .inputs import EncodingInputs
 from .options import EncodingOptions
+from .registry import register_encoding
 from .terms import PairBuckets, ValuePairs
 
 
@@ -67,6 +69,11 @@ class Relation(Encoding[RelationOptions]):
     def _relations(self, inputs: EncodingInputs) -> Tensor:
         """The given ids; raises ValueError when one has no row in the tables."""
         ids = inputs.require("relation_ids", self.name).long()
+        positions = inputs.positions
+        if ids.shape[1:] != (positions.num_queries, positions.num_keys):
+            raise ValueError(
+                f"relation_ids has shape {list(ids.shape)}, but must be [{inputs.query.shape[0]}, {positions.num_queries}, {positions.num_keys}]"
+            )
         # a graph under construction and the meta device have no values to look at
         if ids.is_meta or torch.compiler.is_compiling() or not ids.numel():
             return ids

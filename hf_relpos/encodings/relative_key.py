@@ -5,49 +5,23 @@ opposite to the paper's, and that the term is scaled like the content. transform
 distances are clipped to the table's ends (``beyond="clip"``) unless ``beyond="error"`` asks for the old behaviour.
 """
 
-from dataclasses import dataclass, replace
-from typing import ClassVar, Literal, Self
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from .card import Card
-from .encoding import Encoding, EncodingInputs, register_encoding
-from .options import EncodingOptions, Host
+from .inputs import EncodingInputs
+from .reach import DistanceTableEncoding, require_reach
+from .registry import register_encoding
 from .terms import QueryBuckets, ScoreTerm
 
 
-@dataclass(frozen=True, kw_only=True)
-class RelativeKeyOptions(EncodingOptions):
-    """``max_position_embeddings`` is P, the host's unless given; ``beyond``: what happens to distances of P and more."""
-
-    max_position_embeddings: int | None = None
-    beyond: Literal["clip", "error"] = "clip"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.require(
-            self.max_position_embeddings is None or self.max_position_embeddings >= 1,
-            "max_position_embeddings",
-            "at least 1",
-        )
-
-    def resolve(self, host: Host) -> Self:
-        if self.max_position_embeddings is not None:
-            return self
-        if host.max_position_embeddings is None:
-            raise ValueError(
-                "max_position_embeddings=None is not valid: the host has none either, so the table's size must be given"
-            )
-        return replace(self, max_position_embeddings=host.max_position_embeddings)
-
-
 @register_encoding
-class RelativeKey(Encoding[RelativeKeyOptions]):
+class RelativeKey(DistanceTableEncoding):
     """Parameter ``distance_embedding`` ``[2P - 1, D]`` for each layer, shared by its heads, drawn from N(0, 0.02)."""
 
     name = "relative_key"
-    Options = RelativeKeyOptions
     legacy_position_embedding_type = "relative_key"
     legacy_parameter_names: ClassVar[dict[str, str]] = {"distance_embedding": "distance_embedding.weight"}
     card = Card(
@@ -61,17 +35,6 @@ class RelativeKey(Encoding[RelativeKeyOptions]):
         beyond_training="distances are clipped at P − 1, or an error (option beyond)",
     )
 
-    @property
-    def size(self) -> int:
-        """P, the number of positions that the table knows."""
-        size = self.options.max_position_embeddings
-        assert size is not None
-        return size
-
-    @property
-    def max_length(self) -> int | None:
-        return self.size if self.options.beyond == "error" else None
-
     def create_parameters(self) -> None:
         self.distance_embedding = nn.Parameter(torch.empty(2 * self.size - 1, self.host.head_dim))
 
@@ -80,12 +43,7 @@ class RelativeKey(Encoding[RelativeKeyOptions]):
 
     def bucket(self, inputs: EncodingInputs) -> Tensor:
         """The table row of each distance of the call; raises ValueError beyond the table when ``beyond="error"``."""
-        longest = max(inputs.positions.num_queries, inputs.positions.num_keys)
-        if self.options.beyond == "error" and longest > self.size:
-            raise ValueError(
-                f"a sequence of {longest} tokens is longer than the distance table of {self.name!r} "
-                f"(max_position_embeddings={self.size}); set beyond='clip' to clip distances"
-            )
+        require_reach(inputs.positions, self.max_length, self.name)
         limit = self.size - 1
         return inputs.positions.distances().clamp(-limit, limit) + limit
 

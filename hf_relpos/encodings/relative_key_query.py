@@ -4,7 +4,8 @@
 """
 
 from .card import Card
-from .encoding import EncodingInputs, register_encoding
+from .inputs import EncodingInputs
+from .registry import register_encoding
 from .relative_key import RelativeKey
 from .terms import KeyBuckets, ScoreTerm
 

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from .card import Card
-from .encoding import EncodingInputs, register_encoding
+from .inputs import EncodingInputs
+from .registry import register_encoding
 from .windowed_rotation import WindowedOptions, WindowedRotation
 
 

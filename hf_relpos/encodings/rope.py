@@ -14,9 +14,11 @@ import torch
 from torch import Tensor
 
 from .card import Card
-from .encoding import Encoding, EncodingInputs, register_encoding
+from .encoding import Encoding
+from .inputs import EncodingInputs
 from .options import EncodingOptions, Host
 from .positions import Positions
+from .registry import register_encoding
 from .rope_scaling import BY_LENGTH, check_scaling, resolve_scaling, scaled_frequencies
 from .rotation import rotate
 from .sinusoid import angles

@@ -12,8 +12,10 @@ from typing import Self
 import torch
 
 from .card import Card
-from .encoding import Encoding, EncodingInputs, register_encoding
+from .encoding import Encoding
+from .inputs import EncodingInputs
 from .options import DirectedOptions, Host
+from .registry import register_encoding
 from .sinusoid import angles
 from .terms import DistanceTable
 

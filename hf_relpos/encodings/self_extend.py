@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from .card import Card
-from .encoding import EncodingInputs, register_encoding
+from .inputs import EncodingInputs
+from .registry import register_encoding
 from .windowed_rotation import WindowedOptions, WindowedRotation
 
 

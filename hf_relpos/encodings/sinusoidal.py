@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from .card import Card
-from .encoding import EncodingInputs, Tokens, register_encoding
+from .inputs import EncodingInputs, Tokens
 from .options import EncodingOptions, Host
+from .registry import register_encoding
 from .sinusoid import sinusoid
 from .terms import QueryBuckets, ScoreTerm
 from .transformer_xl import ProjectedSinusoid

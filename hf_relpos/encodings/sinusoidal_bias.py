@@ -11,8 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from .card import Card
-from .encoding import Encoding, EncodingInputs, Tokens, register_encoding
+from .encoding import Encoding
+from .inputs import EncodingInputs, Tokens
 from .options import EncodingOptions, Host
+from .registry import register_encoding
 from .sinusoid import sinusoid
 from .terms import DistanceTable
 

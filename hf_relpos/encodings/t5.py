@@ -16,8 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from .card import Card
-from .encoding import Encoding, EncodingInputs, register_encoding
+from .encoding import Encoding
+from .inputs import EncodingInputs
 from .options import EncodingOptions, Host
+from .registry import register_encoding
 from .terms import DistanceTable
 
 

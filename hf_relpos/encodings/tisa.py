@@ -11,8 +11,10 @@ import torch
 from torch import nn
 
 from .card import Card
-from .encoding import Encoding, EncodingInputs, register_encoding
+from .encoding import Encoding
+from .inputs import EncodingInputs
 from .options import EncodingOptions
+from .registry import register_encoding
 from .terms import DistanceTable
 
 

@@ -11,8 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from .card import Card
-from .encoding import Encoding, EncodingInputs, OptionsT, register_encoding
+from .encoding import Encoding, OptionsT
+from .inputs import EncodingInputs
 from .options import EncodingOptions
+from .registry import register_encoding
 from .sinusoid import sinusoid
 from .terms import KeyVector, QueryBuckets, ScoreTerm
 

@@ -19,9 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from .card import Card
-from .encoding import Encoding, EncodingInputs, register_encoding
+from .encoding import Encoding
+from .inputs import EncodingInputs
 from .linear import linear
 from .options import EncodingOptions, Host
+from .registry import register_encoding
 from .t5 import t5_bucket
 from .terms import PairFunction
 
@@ -123,7 +125,12 @@ class Tupe(Encoding[TupeOptions]):
         positions = inputs.positions
         ends = (positions.query_start + positions.num_queries, positions.key_start + positions.num_keys)
         integers = [end for end in ends if isinstance(end, int)]
-        if len(integers) == len(ends) and not positions.has_gaps and max(integers) <= self.size:
+        if (
+            inputs.query_index is None
+            and len(integers) == len(ends)
+            and not positions.has_gaps
+            and max(integers) <= self.size
+        ):
             return max(integers)
         indices = inputs.indices()
         # many slots may hold several short texts: only their positions tell, but not while tracing, where values do not exist

@@ -12,9 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from .card import Card
-from .encoding import Encoding, EncodingInputs, SharedPart, register_encoding
+from .encoding import Encoding, SharedPart
+from .inputs import EncodingInputs
 from .linear import init_linear, linear
 from .options import EncodingOptions, Host
+from .registry import register_encoding
 from .t5 import t5_bucket
 from .terms import QueryBuckets
 
@@ -37,6 +39,7 @@ class WavLMOptions(EncodingOptions):
         )
 
     def resolve(self, host: Host) -> Self:
+        self.require(self.heads is None, "heads", "null: each head's gate reads its own slice of the hidden states")
         if host.hidden_size % host.num_heads:
             raise ValueError(
                 f"each head's gate reads a slice of the hidden states, but hidden_size={host.hidden_size} is not a multiple of "

@@ -12,7 +12,8 @@ from typing import Literal, Self, TypeVar
 import torch
 from torch import Tensor
 
-from .encoding import Encoding, EncodingInputs, RowMap
+from .encoding import Encoding
+from .inputs import Contribution, EncodingInputs, RowMap, per_head
 from .options import DirectedOptions, Host
 from .positions import Positions
 from .rotation import content_scores, require_even, rotate
@@ -80,18 +81,22 @@ class WindowedRotation(Encoding[WindowedT]):
     def map_key(self, key: Tensor, inputs: EncodingInputs) -> Tensor:
         return self._turn(key, inputs.positions.key)
 
-    def row_map(self, inputs: EncodingInputs) -> RowMap | None:
+    @property
+    def rescores(self) -> bool:
+        return True
+
+    def row_map(self, inputs: EncodingInputs, before: Contribution) -> RowMap | None:
         if within(inputs.positions, self.options.window):
             return None
         distance = inputs.positions.query[:, None, :, None] - inputs.positions.key[:, None, None, :]
 
-        def merge(content: Tensor, bias: Tensor | None, visible: Tensor | None) -> Tensor:
+        def merge(content: Tensor, bias: Tensor | None, visible: Tensor | None, scale: float) -> Tensor:
             at_query, at_key = self.coarse(inputs)
             gain = self.gain(inputs)
-            key = self._turn(inputs.keys_per_head(), at_key)
+            key = self._turn(per_head(before.query, before.key), at_key)
 
             def scores(offset: float) -> Tensor:
-                return content_scores(self._turn(inputs.query, at_query.double() + offset, gain), key, inputs.scale)
+                return content_scores(self._turn(before.query, at_query.double() + offset, gain), key, scale)
 
             far = scores(self.offset)
             if self.options.direction == "symmetric":

@@ -13,9 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from .card import Card
-from .encoding import EncodingInputs, Tokens, register_encoding
+from .inputs import EncodingInputs, Tokens
+from .registry import register_encoding
 from .terms import LabelBuckets, ScoreTerm
 from .transformer_xl import ProjectedSinusoid, TransformerXLOptions
+
+# base of the digits that a segment number is remembered in: bfloat16 holds integers to 256
+DIGIT = 128
 
 
 @register_encoding
@@ -25,6 +29,7 @@ class XLNet(ProjectedSinusoid[TransformerXLOptions]):
     name = "xlnet"
     Options = TransformerXLOptions
     layout = "halves"
+    reads = frozenset({"segment_ids"})
     card = Card(
         title="XLNet: Generalized Autoregressive Pretraining for Language Understanding",
         authors="Yang, Zhilin and Dai, Zihang and Yang, Yiming and Carbonell, Jaime and Salakhutdinov, Ruslan and Le, Quoc V.",
@@ -44,13 +49,14 @@ class XLNet(ProjectedSinusoid[TransformerXLOptions]):
 
     @property
     def state_width(self) -> int:
-        return 1
+        return 2
 
     def key_state(self, tokens: Tokens) -> Tensor | None:
-        if tokens.segment_ids is not None:
-            return tokens.segment_ids[..., None].float()
-        hidden = tokens.hidden_states
-        return None if hidden is None else torch.zeros_like(hidden[..., :1])
+        """Two digits of the segment's number, each small enough for half precision; zeros where there are no segments."""
+        hidden, segments = tokens.hidden_states, tokens.segment_ids
+        if segments is not None:
+            return torch.stack((segments // DIGIT, segments % DIGIT), dim=-1).float()
+        return None if hidden is None else torch.zeros_like(hidden[..., :1]).expand(-1, -1, 2)
 
     def score_terms(self, inputs: EncodingInputs) -> tuple[ScoreTerm, ...]:
         distances = inputs.positions.distances()
@@ -62,5 +68,5 @@ class XLNet(ProjectedSinusoid[TransformerXLOptions]):
         dtype = inputs.query.dtype
         query = inputs.scale * (inputs.query + self.segment_bias.to(dtype)[:, None])
         values = torch.einsum("bhqd,shd->bhqs", query, self.segment_embedding.to(dtype))
-        segment = inputs.key_state[..., 0]
+        segment = inputs.key_state.to(inputs.dtype) @ inputs.key_state.new_tensor([DIGIT, 1], dtype=inputs.dtype)
         return (*terms, LabelBuckets(values, inputs.positions.of_queries(segment), segment))

@@ -15,8 +15,10 @@ import torch
 from torch import Tensor
 
 from .card import Card
-from .encoding import Encoding, EncodingInputs, RowMap, register_encoding
+from .encoding import Encoding
+from .inputs import Contribution, EncodingInputs, RowMap, per_head
 from .options import DirectedOptions, Host
+from .registry import register_encoding
 from .rotation import content_scores, require_even, rotate
 from .sinusoid import angles
 
@@ -73,15 +75,19 @@ class Xpos(Encoding[XposOptions]):
     def map_key(self, key: Tensor, inputs: EncodingInputs) -> Tensor:
         return self._turn(key, inputs.positions.key, inputs, -1)
 
-    def row_map(self, inputs: EncodingInputs) -> RowMap | None:
+    @property
+    def rescores(self) -> bool:
+        return self.options.direction == "symmetric"
+
+    def row_map(self, inputs: EncodingInputs, before: Contribution) -> RowMap | None:
         if self.options.direction == "causal":
             return None
         query_slots, key_slots = inputs.positions.query, inputs.positions.key
 
-        def turn_later_keys(content: Tensor, bias: Tensor | None, visible: Tensor | None) -> Tensor:
-            query = self._turn(inputs.query, query_slots, inputs, -1)
-            key = self._turn(inputs.keys_per_head(), key_slots, inputs, +1)
+        def turn_later_keys(content: Tensor, bias: Tensor | None, visible: Tensor | None, scale: float) -> Tensor:
+            query = self._turn(before.query, query_slots, inputs, -1)
+            key = self._turn(per_head(before.query, before.key), key_slots, inputs, +1)
             later = query_slots[:, None, :, None] < key_slots[:, None, None, :]
-            return torch.where(later, content_scores(query, key, inputs.scale), content)
+            return torch.where(later, content_scores(query, key, scale), content)
 
         return turn_later_keys

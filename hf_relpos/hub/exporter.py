@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..encodings import __file__ as _encodings_file
-from ..encodings.build import parse_rel_pos
+from ..encodings.build import named_methods
 from ..encodings.encoding import Encoding
 from ..models.encoder_decoder import loaders_of, parts_of
 
@@ -32,7 +32,7 @@ def export_code(model: Any, folder: Path) -> list[Path]:
     """
     config = model.config
     family = type(model).__module__.rpartition(".")[2]
-    methods = {cls: None for part in parts_of(config).values() for cls, _ in parse_rel_pos(part.rel_pos)}
+    methods = {cls: None for part in parts_of(config).values() for cls, _ in named_methods(part.rel_pos)}
     extra = [cls for cls in methods if not cls.__module__.startswith(f"{PACKAGE}.")]
     sources = collect(ROOT / "models" / f"{family}.py")
     texts = {target: flatten(source) for source, target in sources.items()}

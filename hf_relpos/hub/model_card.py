@@ -7,7 +7,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import AutoModel
 
-from ..encodings.build import parse_rel_pos
+from ..encodings.build import named_methods, parse_rel_pos
 from ..models.encoder_decoder import loaders_of, parts_of
 from ..models.upload import CARD, MODEL_ID
 
@@ -89,7 +89,7 @@ def render_model_card(
     loader = next((name for name, known in loaders_of(config).items() if known is cls), AutoModel.__name__)
     task = task or _TASKS.get(loader)
     sides = parts_of(config)
-    methods = [method for part in sides.values() for method, _ in parse_rel_pos(part.rel_pos)]
+    methods = [method for part in sides.values() for method, _ in named_methods(part.rel_pos)]
     numbers = {name: value for name, value in (metrics or {}).items() if isinstance(value, (int, float))}
     results = [
         EvalResult(task_type=task, dataset_type=dataset, dataset_name=dataset, metric_type=name, metric_value=value)

@@ -10,6 +10,7 @@ from safetensors import SafetensorError
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
 
 from ..encodings.build import legacy_encoding, parse_rel_pos
+from ..encodings.encoding import Encoding, SharedPart
 from .neutral import check_absolute
 from .placement import same_encodings
 
@@ -36,12 +37,15 @@ def inherit_weight_conversions(cls: Any) -> None:
 
 @dataclass
 class LoadingPlan:
-    """How to load: the config, the arguments for the host, and whether the checkpoint must hold all weights of its encoding."""
+    """How to load: the config and the arguments for the host; ``has_encoding``: the checkpoint must hold all weights of its encoding; ``replaces``: it
+    has another encoding than the one asked for; ``mismatches``: sizes that do not fit are let pass for that reason alone."""
 
     source: str
     config: Any
     kwargs: dict[str, Any]
     has_encoding: bool
+    replaces: bool
+    mismatches: bool
 
 
 def plan_loading(cls: Any, source: Any, rel_pos: Any, absolute: str | None, kwargs: dict[str, Any]) -> LoadingPlan:
@@ -78,11 +82,31 @@ def plan_loading(cls: Any, source: Any, rel_pos: Any, absolute: str | None, kwar
     if legacy is not None and kept:
         mapping = {rf"{re.escape(old)}$": f"relpos.{new}" for new, old in legacy.legacy_parameter_names.items()}
         kwargs["key_mapping"] = {**mapping, **(kwargs.get("key_mapping") or {})}
-    return LoadingPlan(str(source), config, kwargs, has_encoding=kept and not state_dict_only)
+    replaces = stored_rel_pos is not None and not kept
+    mismatches = replaces and not kwargs.get("ignore_mismatched_sizes")
+    if mismatches:
+        kwargs["ignore_mismatched_sizes"] = True
+    return LoadingPlan(str(source), config, kwargs, kept and not state_dict_only, replaces, mismatches)
 
 
-def check_loaded(plan: LoadingPlan, info: Any) -> None:
-    """Raise ValueError when a checkpoint with an encoding lacks weights of it or holds others."""
+def check_loaded(plan: LoadingPlan, model: Any, info: Any) -> None:
+    """Raise ValueError when a checkpoint with an encoding lacks weights of it or holds others, or its other weights have wrong sizes.
+
+    An encoding that replaces another is initialised anew: its parameters may have the names and shapes of the old one's, and mean something else.
+    """
+    if plan.mismatches:
+        wrong = sorted(key for key, *_ in info["mismatched_keys"] if not is_encoding_key(key))
+        if wrong:
+            raise ValueError(
+                f"weights in {plan.source} do not have the model's sizes: {', '.join(wrong[:3])}{' ...' if len(wrong) > 3 else ''}"
+            )
+    if plan.replaces:
+        for module in model.modules():
+            if isinstance(module, (Encoding, SharedPart)):
+                module.reset_parameters()
+        fresh = {name for name, _ in model.named_parameters() if is_encoding_key(name)}
+        info["missing_keys"] = set(info["missing_keys"]) | fresh
+        info["mismatched_keys"] = {found for found in info["mismatched_keys"] if not is_encoding_key(found[0])}
     if plan.has_encoding:
         check_encoding_weights(plan.source, plan.config.rel_pos, info)
 

@@ -63,6 +63,15 @@ class RelPosMixin(EncodingInitializer, PublishingMixin):
 
     _keys_to_ignore_on_load_unexpected: list[str] | None = None
 
+    def check_before_saving(self) -> None:
+        """Raise ValueError when ``config.rel_pos`` was edited: the encodings that the model has are still those it was made with."""
+        model: Any = self
+        placed = model.base_model._relpos_placed
+        if model.config.rel_pos != placed:
+            raise ValueError(
+                f"config.rel_pos was changed to {model.config.rel_pos}, but the model computes {placed}; load it with rel_pos=... instead"
+            )
+
     @classmethod
     def _can_set_attn_implementation(cls) -> bool:
         # the host looks for its attention classes in the source of the class's own file, where ours has none
@@ -97,7 +106,7 @@ class RelPosMixin(EncodingInitializer, PublishingMixin):
             model, info = super().from_pretrained(  # type: ignore[misc]
                 pretrained_model_name_or_path, *args, config=plan.config, output_loading_info=True, **plan.kwargs
             )
-        check_loaded(plan, info)
+        check_loaded(plan, model, info)
         return (model, info) if wants_info else model
 
 

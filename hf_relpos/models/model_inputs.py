@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache, EncoderDecoderCache
 
-from ..encodings.encoding import Encoding, Tokens
+from ..encodings.encoding import Encoding
+from ..encodings.inputs import Tokens
 from .architectures import ArchSpec
 from .key_memory import remembered
 
@@ -17,14 +18,14 @@ from .key_memory import remembered
 class Given:
     """What the entrance of a model passes on to all its attention modules, for the encodings that need it.
 
-    ``weights``: attention weights are asked for. ``index`` ``[B|1, T]``: the place of each new token in its own text. ``offset``: None where the keys
-    are the new tokens alone. ``tokens``: what the new tokens bring along, hidden states excepted. ``relation_ids`` ``[B, T, Tk]``. ``seed``: drawn once
+    ``weights``: attention weights are asked for. ``index`` ``[B|1, T]``: the place of each new token in its own text. ``has_cache``: there
+    may be keys besides the new ones. ``tokens``: what the new tokens bring along, hidden states excepted. ``relation_ids`` ``[B, T, Tk]``. ``seed``: drawn once
     for the forward.
     """
 
     weights: bool = False
     index: Tensor | None = None
-    offset: int | Tensor | None = None
+    has_cache: bool = False
     tokens: Tokens = field(default_factory=Tokens)
     relation_ids: Tensor | None = None
     seed: int | None = None
@@ -47,9 +48,13 @@ class Entrance:
         self.needs: frozenset[str] = frozenset().union(*(encoding.needs for encoding in encodings))
         self.names = tuple(inspect.signature(type(stack).forward).parameters)[1:]
         # what one layer's encoding adds to the input has no parameters, so the copy serves as well as the placed one
-        self.local_input_encodings = [e for e in encodings if e.adds_to_input and not e.share_layers]
-        drawn = {encoding.random_absolute for encoding in encodings} - {None}
-        self.random_absolute = drawn.pop() if drawn else None
+        copies = {str(e.config()): e for e in encodings if e.adds_to_input and not e.share_layers}
+        self.local_input_encodings = list(copies.values())
+        drawn = [kind for encoding in encodings if (kind := encoding.random_absolute) is not None]
+        if len(set(drawn)) > 1:
+            raise ValueError(f"rel_pos draws absolute positions in different ways: {' and '.join(sorted(set(drawn)))}")
+        self.random_absolute = drawn[0] if drawn else None
+        self.reads_segments = any("segment_ids" in encoding.needs for encoding in encodings)
         if self.random_absolute and (not keep or spec.native != "table" or "position_ids" not in self.names):
             raise ValueError(
                 f"rel_pos draws absolute positions at random (absolute={self.random_absolute!r}), which takes a model with a table of "
@@ -84,20 +89,19 @@ def before_model(
     offset = 0 if past is None else past.get_seq_length()
     if entrance.keep and entrance.spec.native == "table" and kwargs.get("position_ids") is None:
         _check_length(config, entrance.spec, length, offset)
-    index = _text_index(kwargs, length, offset, tokens.device)
+    index = _text_index(kwargs, length, offset, tokens.device, entrance.spec.reserved_positions is not None)
+    segment_ids = _segments(segment_ids, kwargs.get("token_type_ids"), entrance, batch, length)
     if past is None and kwargs.get("attention_mask") is None and isinstance(kwargs.get("position_ids"), Tensor):
         documents = _documents(kwargs["position_ids"])
         if documents is not None:
             visible = documents[:, None, :, None] == documents[:, None, None, :]
             kwargs["attention_mask"] = (visible.tril() if entrance.causal else visible).expand(batch, -1, -1, -1)
-    if segment_ids is None:
-        segment_ids = kwargs.get("token_type_ids")
     ids = kwargs.get("input_ids") if "input_ids" in entrance.needs else None
     given_tokens = Tokens(None, segment_ids, ids, offset)
     kwargs["relpos_given"] = Given(
         weights=bool(kwargs.get("output_attentions", getattr(config, "output_attentions", False))),
         index=index if "index" in entrance.needs else None,
-        offset=None if past is None else offset,
+        has_cache=past is not None,
         tokens=given_tokens,
         relation_ids=_relations(relation_ids, entrance, batch, length),
         seed=int(torch.randint(2**31, ())) if "seed" in entrance.needs and base.training else None,
@@ -145,6 +149,9 @@ def _relations(relation_ids: Tensor | None, entrance: Entrance, batch: int, leng
         raise ValueError(
             f"this model needs relation_ids, an integer for each pair of query and key: [{batch}, {length}, number of keys]"
         )
+    if not isinstance(relation_ids, Tensor) or not _holds_integers(relation_ids):
+        kind = relation_ids.dtype if isinstance(relation_ids, Tensor) else type(relation_ids).__name__
+        raise ValueError(f"relation_ids is {kind}, but must hold integers")
     if relation_ids.ndim != 3 or relation_ids.shape[:2] != (batch, length):
         raise ValueError(
             f"relation_ids has shape {list(relation_ids.shape)}, but must be [{batch}, {length}, number of keys]"
@@ -152,14 +159,49 @@ def _relations(relation_ids: Tensor | None, entrance: Entrance, batch: int, leng
     return relation_ids
 
 
-def _text_index(kwargs: dict[str, Any], length: int, offset: int | Tensor, device: torch.device) -> Tensor:
-    """The place of each new token in its own text, ``[B|1, T]``: as the caller says, or counted from the end of the padding."""
+def _segments(
+    given: Tensor | None, token_types: Tensor | None, entrance: Entrance, batch: int, length: int
+) -> Tensor | None:
+    """Segment numbers ``[B, T]`` int64 as given, or the host's token types; ValueError for another shape or dtype."""
+    segments = token_types if given is None else given
+    if segments is None or not entrance.reads_segments:
+        if given is not None:
+            raise ValueError("segment_ids are given, but no encoding of this model reads them")
+        return None
+    name = "token_type_ids" if given is None else "segment_ids"
+    if not isinstance(segments, Tensor) or segments.shape != (batch, length) or not _holds_integers(segments):
+        found = f"{segments.dtype} {list(segments.shape)}" if isinstance(segments, Tensor) else type(segments).__name__
+        raise ValueError(f"{name} is {found}, but must be integers [{batch}, {length}]")
+    return segments.long()
+
+
+def _holds_integers(tensor: Tensor) -> bool:
+    return not (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool)
+
+
+def _text_index(
+    kwargs: dict[str, Any], length: int, offset: int | Tensor, device: torch.device, host_ids: bool
+) -> Tensor:
+    """The place of each new token in its own text, ``[B|1, T]``.
+
+    Counted from the end of the padding that a 2-D mask shows; else from where the caller's ``position_ids`` begin anew, whatever number that is; with
+    a cache these are the place themselves, unless ``host_ids`` says that the family numbers positions in its own way.
+    """
     mask, positions = kwargs.get("attention_mask"), kwargs.get("position_ids")
-    if isinstance(positions, Tensor):
-        return positions
+    if positions is not None and (
+        not isinstance(positions, Tensor) or positions.ndim != 2 or positions.shape[1] != length
+    ):
+        found = list(positions.shape) if isinstance(positions, Tensor) else type(positions).__name__
+        raise ValueError(f"position_ids is {found}, but must be a tensor [B|1, {length}]")
     if isinstance(mask, Tensor) and mask.ndim == 2:
         return (mask.long().cumsum(-1) - 1).clamp(min=0)[:, -length:]
-    return (torch.arange(length, device=device) + offset)[None]
+    place = torch.arange(length, device=device)[None]
+    if positions is None or (host_ids and not (isinstance(offset, int) and offset == 0)):
+        return place + offset
+    if isinstance(offset, int) and offset == 0:
+        begins = torch.nn.functional.pad(positions[:, 1:] != positions[:, :-1] + 1, (1, 0), value=True)
+        return place - torch.where(begins, place, 0).cummax(-1).values
+    return positions
 
 
 def _check_length(config: Any, spec: ArchSpec, length: int, offset: int | Tensor) -> None:
@@ -173,10 +215,11 @@ def _check_length(config: Any, spec: ArchSpec, length: int, offset: int | Tensor
 
 def _documents(position_ids: Tensor) -> Tensor | None:
     """The document of each token where positions restart within a row, else None."""
-    if position_ids.ndim != 2 or torch.compiler.is_compiling():
+    if position_ids.ndim != 2:
         return None
     starts = position_ids[:, 1:] != position_ids[:, :-1] + 1
-    if not bool(starts.any()):
+    # while tracing there are no values to look at: one document is separated from none
+    if not torch.compiler.is_compiling() and not bool(starts.any()):
         return None
     return torch.nn.functional.pad(starts.long().cumsum(-1), (1, 0))
 
@@ -191,6 +234,8 @@ def _past_state(owner: nn.Module, cache: Any, encoding: Any) -> Tensor | None:
         parts = [member for part in parts for member in getattr(part, "members", [part])]
         if not any(part is encoding for part in parts):
             continue
+        if module.layer_idx >= len(own.layers):
+            return None
         layer = own.layers[module.layer_idx]
         if not layer.is_initialized or layer.keys is None:
             return None

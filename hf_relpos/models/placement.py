@@ -1,12 +1,13 @@
 """Putting encodings on the attention modules of a base model, and taking its own positions away where asked."""
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
-from ..encodings.build import build_encodings, compose, is_layered, layer_values, parse_rel_pos
-from ..encodings.encoding import Composition, Encoding, Part
+from ..encodings.build import build_encodings, compose, is_layered, layer_values, named_methods
+from ..encodings.encoding import Encoding, Part
 from ..encodings.options import Host
 from .architectures import ArchSpec
 from .model_inputs import Entrance, before_model
@@ -34,11 +35,12 @@ def host_of(config: Any, spec: ArchSpec) -> Host:
 @dataclass(frozen=True)
 class Layout:
     """The encodings of a model: ``config``, the resolved ``rel_pos``; ``shared``, the modules that its layers share; and for each value that takes turns
-    over the layers ``patterns``: the numbers of the shared modules that act there and the ``rel_pos`` parts that each such layer has of its own."""
+    over the layers ``patterns``: what acts there in order, a number of ``shared`` or the ``rel_pos`` part of a module that each such layer has of its own.
+    ``encodings``: one of each kind, to ask what it needs."""
 
     config: Any
     shared: list[Part]
-    patterns: list[tuple[tuple[int, ...], list[dict[str, Any]]]]
+    patterns: list[list[int | dict[str, Any]]]
     encodings: list[Encoding]
 
 
@@ -48,23 +50,25 @@ def lay_out(rel_pos: Any, host: Host, layers: int) -> Layout:
     if len(values) > layers:
         raise ValueError(f"rel_pos gives encodings for {len(values)} layers, but the model has {layers}")
     shared: list[Part] = []
-    known: list[tuple[bool, Any]] = []
+    known: list[tuple[Any, ...]] = []
     patterns, resolved, all_encodings = [], [], []
     for value in values:
         encodings = build_encodings(value, host)
         all_encodings += encodings
-        numbers = []
-        for encoding in encodings:
-            part = encoding if encoding.share_layers else encoding.take_shared_part()
-            if part is None:
-                continue
-            identity = (encoding.share_layers, encoding.config())
-            if identity not in known:
-                known.append(identity)
-                shared.append(part)
-            numbers.append(known.index(identity))
-        patterns.append((tuple(numbers), [encoding.config() for encoding in encodings if not encoding.share_layers]))
+        pattern: list[int | dict[str, Any]] = []
         configs = [encoding.config() for encoding in encodings]
+        for number, encoding in enumerate(encodings):
+            common = encoding if encoding.share_layers else encoding.take_shared_part()
+            if common is not None:
+                # the same encoding twice in one value is two modules; in the values of two layers it is one
+                identity = (encoding.share_layers, configs[number], configs[:number].count(configs[number]))
+                if identity not in known:
+                    known.append(identity)
+                    shared.append(common)
+                pattern.append(known.index(identity))
+            if not encoding.share_layers:
+                pattern.append(configs[number])
+        patterns.append(pattern)
         resolved.append(configs if isinstance(value, (list, tuple)) else configs[0])
     return Layout({"layers": resolved} if is_layered(rel_pos) else resolved[0], shared, patterns, all_encodings)
 
@@ -87,18 +91,18 @@ def place(base: nn.Module, config: Any, spec: ArchSpec) -> None:
         for module in sites
     ]
     layout = lay_out(config.rel_pos, host, crossing.count(False))
-    layered = len(layout.patterns) > 1
     if layout.shared:
-        base.relpos = Composition(layout.shared) if layered else compose(layout.shared)
+        base.relpos = compose(layout.shared)
     layer = 0
     for module, cross in zip(sites, crossing, strict=True):
-        numbers, local = layout.patterns[layer % len(layout.patterns)]
+        pattern = layout.patterns[layer % len(layout.patterns)]
+        local = [part for part in pattern if isinstance(part, dict)]
         module._relpos_site = Site(  # type: ignore[assignment]
             base,
             cross=cross,
             causal=host.causal,
             prescaled_query=spec.prescaled_query,
-            shared=numbers if layered else None,
+            order=[None if isinstance(part, dict) else part for part in pattern],
             projections=spec.projections,
         )
         if cross:
@@ -123,8 +127,13 @@ def place(base: nn.Module, config: Any, spec: ArchSpec) -> None:
     if config.absolute == "drop":
         drop_positions(base, spec)
     config.rel_pos = layout.config
+    base._relpos_placed = copy.deepcopy(layout.config)  # type: ignore[assignment]
 
 
 def same_encodings(left: Any, right: Any) -> bool:
-    """Whether two ``rel_pos`` values name the same methods in the same order."""
-    return [cls.name for cls, _ in parse_rel_pos(left)] == [cls.name for cls, _ in parse_rel_pos(right)]
+    """Whether two ``rel_pos`` values name the same methods in the same places, inside others and by layer too."""
+    return [_outline(value) for value in layer_values(left)] == [_outline(value) for value in layer_values(right)]
+
+
+def _outline(value: Any) -> list[str]:
+    return [cls.name for cls, _ in named_methods(value)]

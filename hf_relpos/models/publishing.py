@@ -22,6 +22,9 @@ class PublishingMixin:
     code_exporter: ClassVar[Callable[[Any, Path], Any] | None] = None
     card_writer: ClassVar[Callable[[Any, Path], None] | None] = None
 
+    def check_before_saving(self) -> None:
+        """Raise ValueError when what would be saved is not what the model is; nothing is written then."""
+
     def save_pretrained(self, save_directory: str | os.PathLike, is_main_process: bool = True, **kwargs: Any) -> None:
         """Save as transformers does, with the code along, so that the folder loads without this package.
 
@@ -31,6 +34,7 @@ class PublishingMixin:
 
         Raises NotADirectoryError when the path is a file, OSError when it cannot be written.
         """
+        self.check_before_saving()
         target = Path(save_directory)
         if target.exists() and not target.is_dir():
             raise NotADirectoryError(f"cannot save to {target}: it is a file")

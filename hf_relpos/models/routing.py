@@ -5,7 +5,7 @@ module. That keeps the function free of state and of this package's version: two
 this code share transformers' registry, and each module still finds its own code.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -18,7 +18,7 @@ from transformers.masking_utils import sdpa_mask
 from ..attention.attend import attend
 from ..attention.backends import BACKENDS
 from ..attention.call import Mask
-from ..encodings.encoding import key_state
+from ..encodings.composition import key_state
 from ..encodings.positions import Positions
 from .key_memory import KeyMemory
 from .model_inputs import Given
@@ -51,8 +51,8 @@ class Site:
     """What placement leaves on an attention module: where its encodings are, and how its host calls attention.
 
     ``base`` is the base model, which owns what its layers share; what belongs to one layer is the module's ``relpos``. They are
-    looked up at each call, since PEFT and others replace modules by wrappers. ``shared`` numbers the members of the base model's ``relpos``
-    that act here, where layers differ; None: it acts as a whole. ``cross`` marks cross-attention, which has no encodings.
+    looked up at each call, since PEFT and others replace modules by wrappers. ``order`` tells what acts here one after the other: a number of what the
+    base model shares, or None for the next of the module's own. ``cross`` marks cross-attention, which has no encodings.
     ``projections`` names the module's own maps to queries and keys, where encodings may use them.
     """
 
@@ -63,28 +63,22 @@ class Site:
         cross: bool,
         causal: bool,
         prescaled_query: bool,
-        shared: tuple[int, ...] | None = None,
+        order: Sequence[int | None] = (),
         projections: tuple[str, str] | None = None,
     ):
         self.base = base
         self.cross = cross
         self.causal = causal
         self.prescaled_query = prescaled_query
-        self.shared = shared
+        self.order = order
         self.projections = projections
 
     def encodings(self, module: nn.Module) -> list[nn.Module]:
         """What acts on ``module``, in order."""
         if self.cross:
             return []
-        found: list[nn.Module] = []
-        common = getattr(self.base, "relpos", None)
-        if isinstance(common, nn.Module):
-            found += [common] if self.shared is None else [common.members[number] for number in self.shared]  # type: ignore[index]
-        own = getattr(module, "relpos", None)
-        if isinstance(own, nn.Module) and module is not self.base:
-            found.append(own)
-        return found
+        common, own = members(self.base), iter(members(module))
+        return [next(own) if number is None else common[number] for number in self.order]
 
     def _optional_inputs(
         self,
@@ -100,16 +94,28 @@ class Site:
         if "hidden_states" in needs:
             found["hidden_states"] = hidden
         if "relation_ids" in needs:
-            found["relation_ids"] = given.relation_ids
+            ids = given.relation_ids
+            if (
+                ids is not None
+                and given.has_cache
+                and ids.shape[2] == int(positions.query_start) + positions.num_queries
+            ):
+                # a static cache has keys that are not written yet
+                ids = torch.nn.functional.pad(ids, (0, positions.num_keys - ids.shape[2]))
+            found["relation_ids"] = ids
         if "seed" in needs:
             found["seed"] = given.seed
         if "index" in needs and given.index is not None:
             found["query_index"] = given.index
-            if positions.num_queries == positions.num_keys and given.offset is None:
-                found["key_index"] = given.index
-            else:
-                first = positions.query[:, :1] - given.index[:, :1]
-                found["key_index"] = (positions.key - first).clamp(min=0)
+            found["key_index"] = given.index
+            if given.has_cache:
+                # older keys stand before the last new token, which is no padding; those of a static cache beyond it are not written yet
+                first = positions.query[:, -1:] - given.index[:, -1:]
+                older = (positions.key - first).clamp(min=0).minimum(given.index[:, -1:])
+                place = torch.arange(positions.num_queries, device=positions.device) + (
+                    positions.query_start - positions.key_start
+                )
+                found["key_index"] = older.index_copy(1, place, given.index.expand(older.shape[0], -1))
         if "projections" in needs and self.projections is not None:
             found["projections"] = tuple(partial(_project, module, name) for name in self.projections)
         return found
@@ -155,6 +161,12 @@ class Site:
             need_weights=given.weights or backend == "eager",
             **self._optional_inputs(module, encodings, positions, given, relpos_memory, relpos_hidden_states),
         )
+
+
+def members(owner: nn.Module) -> list[Any]:
+    """What stands one after the other in the ``relpos`` of a base model or an attention module, as it is now."""
+    placed = getattr(owner, "relpos", None)
+    return [] if placed is None else list(getattr(placed, "members", [placed]))
 
 
 def _project(module: nn.Module, name: str, rows: Tensor) -> Tensor:

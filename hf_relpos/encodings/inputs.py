@@ -1,0 +1,99 @@
+"""What an encoding is given for one call, and what it gives back."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from .positions import Positions
+from .terms import ScoreTerm, ValueTerm
+
+# content scores [B, H, Tq, Tk], sum of all score terms or None, visible keys [B|1, 1|H, Tq, Tk] or None, the factor of the content -> content scores
+RowMap = Callable[[Tensor, Tensor | None, Tensor | None, float], Tensor]
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """What the tokens of a call bring along, for :meth:`Encoding.key_state`: the layer's input ``[B, T, E]``, segment numbers and ids ``[B, T]``, None
+    where there is none; ``before``: how many tokens stand before them in a cache."""
+
+    hidden_states: Tensor | None = None
+    segment_ids: Tensor | None = None
+    input_ids: Tensor | None = None
+    before: int | Tensor = 0
+
+
+@dataclass(frozen=True)
+class EncodingInputs:
+    """All that an encoding may look at.
+
+    ``query`` ``[B, H, Tq, D]`` and ``key`` ``[B, G, Tk, D]`` (``G`` divides ``H``: grouped keys are not repeated) as the host
+    projects them; ``scale`` is the factor of the content score, usually ``1/sqrt(D)``.
+
+    The rest is for encodings whose ``needs`` name it. ``hidden_states`` ``[B, Tq, E]``: the layer's input for the queries. ``relation_ids`` ``[B, Tq,
+    Tk]``. ``query_index`` ``[B|1, Tq]`` and ``key_index`` ``[B|1, Tk]``: the place of each token in its own text, 0 for the first; unlike slots they
+    differ by sample under left padding and start anew in each packed document. ``key_state`` ``[B, Tk, S]``: what
+    :meth:`Encoding.key_state` gave for each key. ``seed``: a number drawn once for a forward of the whole model. ``projections``: the host's own
+    maps of ``[N, E]`` to queries and keys ``[H|G, N, D]``. ``shared``: what :class:`SharedPart` modules hand to the layers.
+    """
+
+    query: Tensor
+    key: Tensor
+    positions: Positions
+    scale: float
+    hidden_states: Tensor | None = None
+    relation_ids: Tensor | None = None
+    query_index: Tensor | None = None
+    key_index: Tensor | None = None
+    key_state: Tensor | None = None
+    seed: int | None = None
+    projections: tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]] | None = None
+    shared: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision of biases: float32, or float64 when the query is."""
+        return torch.promote_types(self.query.dtype, torch.float32)
+
+    def keys_per_head(self) -> Tensor:
+        """``key`` with its groups repeated to one for each query head, ``[B, H, Tk, D]``."""
+        return per_head(self.query, self.key)
+
+    def indices(self) -> tuple[Tensor, Tensor]:
+        """``query_index`` and ``key_index``; slots where nothing else is known."""
+        query = self.positions.query if self.query_index is None else self.query_index
+        key = self.positions.key if self.key_index is None else self.key_index
+        return query, key
+
+    def require(self, name: str, who: str) -> Tensor:
+        """The input called ``name``; ValueError says that the encoding ``who`` cannot do without."""
+        value = getattr(self, name)
+        if value is None:
+            raise missing_input(name, who)
+        return value
+
+
+def per_head(query: Tensor, key: Tensor) -> Tensor:
+    """``key`` ``[B, G, Tk, D]`` with its groups repeated to one for each head of ``query``, ``[B, H, Tk, D]``."""
+    repeats = query.shape[1] // key.shape[1]
+    return key if repeats == 1 else key.repeat_interleave(repeats, dim=1)
+
+
+def missing_input(name: str, who: str) -> ValueError:
+    """The error for an encoding ``who`` that is not given the input ``name``."""
+    return ValueError(f"the encoding {who!r} needs {name}, which this call does not give")
+
+
+@dataclass(frozen=True)
+class Contribution:
+    """What encodings add to one call: mapped queries and keys, the content scale, terms for scores and values, and maps of whole rows of
+    content scores, which run after everything else is known."""
+
+    query: Tensor
+    key: Tensor
+    scale: float
+    score_terms: tuple[ScoreTerm, ...] = ()
+    value_terms: tuple[ValueTerm, ...] = ()
+    row_maps: tuple[RowMap, ...] = ()
+    shared: Mapping[str, Tensor] = field(default_factory=dict)
