@@ -22,14 +22,20 @@ LENGTH = 48
 DEPENDS = {
     "nothing": "nothing",
     "distance": "distance",
+    "position": "distance and the place in the text",
     "content": "distance and content",
     "rotation": "distance, by rotation",
 }
-DIRECTIONS = {"both": "decoders and encoders", "causal": "decoders", "bidirectional": "encoders"}
+DIRECTIONS = {
+    "both": "decoders and encoders",
+    "causal": "decoders; works in encoders by its symmetric form",
+    "bidirectional": "encoders; works in decoders as it is",
+}
 NEEDS = {
     "index": "the place of each token in its own text",
     "hidden_states": "the layer's input",
     "input_ids": "token ids",
+    "segment_ids": "the segment of each token, where there are segments",
     "relation_ids": "`relation_ids`, which the user gives",
     "seed": "a number drawn for each forward in training",
     "projections": "the host's maps to queries and keys, where it lends them",
@@ -90,7 +96,7 @@ def properties(cls: type[Encoding]) -> list[tuple[str, str]]:
     card = cls.card
     rows = [
         ("depends on", DEPENDS[card.depends_on]),
-        ("defined in", DIRECTIONS[card.directions]),
+        ("made for", DIRECTIONS[card.directions]),
         ("beyond the trained length", card.beyond_training),
         ("scores change when all positions shift", "no" if card.relative else "yes"),
         ("parameters", "shared by all layers" if cls.shared else "of each layer"),

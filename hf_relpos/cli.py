@@ -76,7 +76,7 @@ def show(
 
     typer.echo(f"{cls.name}: {card.title} ({card.year}{', arXiv ' + card.arxiv if card.arxiv else ''})")
     typer.echo(f"formula: {card.formula}")
-    typer.echo(f"depends on: {card.depends_on}; direction: {card.directions}; beyond training: {card.beyond_training}")
+    typer.echo(f"depends on: {card.depends_on}; made for: {card.directions}; beyond training: {card.beyond_training}")
     typer.echo("options:")
     rows = [(option, json.dumps(values.get(option)), allowed) for option, _, allowed in table]
     print_table(rows, indent=2)

@@ -110,14 +110,18 @@ def initialise(encoding: torch.nn.Module) -> None:
 
 @functools.cache
 def _tried() -> list[tuple[Any, bool, str | None]]:
-    found = []
+    """Every variant in a decoder and in an encoder, those that resolve to the same options once, and why it is refused if it is."""
+    found: list[tuple[Any, bool, str | None]] = []
+    seen = []
     for name, causal in itertools.product(registered_encodings(), (False, True)):
         for rel_pos in variants(name):
             try:
-                build(rel_pos, causal)
+                resolved = (build(rel_pos, causal).config(), causal)
             except ValueError as error:
                 found.append((rel_pos, causal, str(error)))
-            else:
+                continue
+            if resolved not in seen:
+                seen.append(resolved)
                 found.append((rel_pos, causal, None))
     return found
 

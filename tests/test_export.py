@@ -92,8 +92,9 @@ def test_flattened_text_has_no_other_relative_import():
 
 USER_ENCODING = """
 from hf_relpos.encodings.card import Card
-from hf_relpos.encodings.encoding import Encoding, register_encoding
+from hf_relpos.encodings.encoding import Encoding
 from hf_relpos.encodings.options import EncodingOptions
+from hf_relpos.encodings.registry import register_encoding
 from hf_relpos.encodings.terms import DistanceTable
 
 
@@ -122,9 +123,10 @@ def user_module(tmp_path, monkeypatch):
     sys.modules.pop("nearness", None)
 
 
-def test_a_user_registered_encoding_goes_along(tmp_path, user_module):
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_user_registered_encoding_goes_along(tmp_path, user_module, inside):
     user_module(USER_ENCODING)
-    ours = model("bert", {"type": "nearness"}).float()
+    ours = model("bert", {"type": "dape", "bias": "nearness"} if inside else {"type": "nearness"}).float()
     ours.save_pretrained(tmp_path / "bert")
     with torch.no_grad():
         torch.save({"ids": tokens(), "logits": ours(tokens()).logits}, tmp_path / "bert.pt")

@@ -10,8 +10,8 @@ from transformers.configuration_utils import PreTrainedConfig
 from ..models.architectures import architecture
 from ..models.families import MODEL_CLASSES, auto_class, host_class
 from ..models.placement import host_of
+from .carried import fit_positions, read_positions
 from .foreign import is_foreign, load_foreign
-from .positions import fit_positions, read_positions
 
 
 @dataclass(frozen=True)

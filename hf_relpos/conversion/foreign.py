@@ -14,11 +14,11 @@ from transformers import AutoConfig, XLNetConfig
 
 from ..models.families import AUTO_CLASSES, CONFIG_CLASSES, auto_class
 from ..models.loading import readable_errors
+from .carried import fit_positions, foreign_positions
 from .deberta_weights import DEBERTA, DEBERTA_V2
 from .decoder_weights import BLOOM, FALCON, MPT
 from .foreign_model import ForeignModel
 from .mpnet_weights import MPNET
-from .positions import fit_positions, foreign_positions
 
 FOREIGN: dict[str, ForeignModel] = {
     foreign.model_type: foreign for foreign in (DEBERTA, DEBERTA_V2, MPNET, BLOOM, MPT, FALCON)

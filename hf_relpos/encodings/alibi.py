@@ -77,7 +77,7 @@ class Alibi(Encoding[AlibiOptions]):
         arxiv="2108.12409",
         formula="score = q_i·k_j / √D − m_h·(i − j)",
         depends_on="distance",
-        directions="both",
+        directions="causal",
         beyond_training="the penalty goes on linearly",
     )
 

@@ -74,7 +74,7 @@ class Bipe(Encoding[BipeOptions]):
         arxiv="2401.16421",
         formula="x_t + a[place in segment]; score = (R_{s_i} q_i)·(R_{s_j} k_j) / √D, or ALiBi on |s_i − s_j|",
         depends_on="content",
-        directions="both",
+        directions="causal",
         beyond_training="more segments, each as long as in training",
     )
 

@@ -44,7 +44,7 @@ class Cable(Encoding[CableOptions]):
         arxiv="2503.08067",
         formula="score = q_i·k_j / √D − Σ_{l=j+1..i} softplus(w_h·x_l + c_h)",
         depends_on="content",
-        directions="both",
+        directions="causal",
         beyond_training="penalties go on adding up",
     )
 

@@ -8,8 +8,10 @@ from typing import Literal
 class Card:
     """Citation and properties of an encoding.
 
-    ``depends_on``: "nothing", "distance" (a bias of distance alone), "content" (distance and what the tokens hold) or "rotation".
-    ``directions``: where it is defined: "causal", "bidirectional" or "both".
+    ``depends_on``: "nothing", "distance" (a bias of distance alone), "position" (also on the place of
+    a token in its text), "content" (distance and what the tokens hold) or "rotation".
+    ``directions``: what its authors define it for: "causal" (decoders), "bidirectional" (encoders) or "both". All methods work in both; where
+    the authors are silent the natural symmetric form is used, which the option ``direction`` and the documentation of the method tell.
     ``relative``: scores do not change when every slot is shifted by the same amount.
     ``beyond_training``: what happens at distances that training never showed.
     """
@@ -19,7 +21,7 @@ class Card:
     year: int
     arxiv: str | None
     formula: str
-    depends_on: Literal["nothing", "distance", "content", "rotation"]
+    depends_on: Literal["nothing", "distance", "position", "content", "rotation"]
     directions: Literal["causal", "bidirectional", "both"]
     beyond_training: str
     venue: str = ""

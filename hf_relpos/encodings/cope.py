@@ -45,7 +45,7 @@ class Cope(Encoding[CopeOptions]):
         arxiv="2405.18719",
         formula="score = (q_i·k_j + q_i·e[p_ij]) / √D, p_ij = Σ_{t=j..i} σ(q_i·k_t / √D)",
         depends_on="content",
-        directions="both",
+        directions="causal",
         beyond_training="counts are clamped at npos − 1",
     )
 

@@ -113,7 +113,7 @@ class Dape(AdaptedBias[DapeOptions]):
         arxiv="2405.14722",
         formula="score = A + B + f([A; B]), A = q_i·k_j / √D, B a bias, f over heads",
         depends_on="content",
-        directions="both",
+        directions="causal",
         beyond_training="as the bias that it adapts",
     )
 

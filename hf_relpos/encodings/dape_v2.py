@@ -42,7 +42,7 @@ class DapeV2(AdaptedBias[DapeV2Options]):
         arxiv="2410.04798",
         formula="score = A + B + f([A; B]), A = q_i·k_j / √D, B a bias, f a convolution over keys",
         depends_on="content",
-        directions="both",
+        directions="causal",
         beyond_training="as the bias that it adapts",
     )
 

@@ -88,7 +88,7 @@ class Deberta(Encoding[DebertaOptions]):
         arxiv="2006.03654",
         formula="score = (q_i·k_j + q_i·Kr[d(i − j)] + k_j·Qr[d(i − j)]) / √D",
         depends_on="content",
-        directions="both",
+        directions="bidirectional",
         beyond_training="distances are clamped to the ends of the table",
     )
 

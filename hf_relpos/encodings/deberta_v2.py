@@ -116,7 +116,7 @@ class DebertaV2(Encoding[DebertaV2Options]):
         arxiv="2111.09543",
         formula="score = (q_i·k_j + q_i·Kr[bucket(i − j)] + k_j·Qr[bucket(i − j)]) / √D",
         depends_on="content",
-        directions="both",
+        directions="bidirectional",
         beyond_training="the last bucket of each side serves every larger distance",
     )
 

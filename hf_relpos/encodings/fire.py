@@ -53,8 +53,8 @@ class Fire(Encoding[FireOptions]):
         year=2023,
         arxiv="2310.04418",
         formula="score = q_i·k_j / √D + MLP(log(c·|i − j| + 1) / log(c·max(i, L) + 1))_h",
-        depends_on="distance",
-        directions="both",
+        depends_on="position",
+        directions="causal",
         beyond_training="distances are interpolated into the range of training",
         relative=False,
     )

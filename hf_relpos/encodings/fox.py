@@ -57,7 +57,7 @@ class Fox(Encoding[FoxOptions]):
         arxiv="2503.02130",
         formula="score = q_i·k_j / √D + Σ_{l=j+1..i} log σ(w_h·x_l + b_h)",
         depends_on="content",
-        directions="both",
+        directions="causal",
         beyond_training="gates go on adding up",
     )
 

@@ -63,6 +63,6 @@ class HuangM1(ContentFactors):
         arxiv="2009.13658",
         formula="score = q_i·k_j·a[|i − j|] / √D",
         depends_on="content",
-        directions="both",
+        directions="bidirectional",
         beyond_training="distances are clipped at P − 1, or an error (option beyond)",
     )

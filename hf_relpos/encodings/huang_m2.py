@@ -21,6 +21,6 @@ class HuangM2(ContentFactors):
         arxiv="2009.13658",
         formula="score = q_i·k_j·a[i − j + P − 1] / √D",
         depends_on="content",
-        directions="both",
+        directions="bidirectional",
         beyond_training="distances are clipped at P − 1, or an error (option beyond)",
     )

@@ -30,7 +30,7 @@ class HuangM3(ContentFactors):
         arxiv="2009.13658",
         formula="score = Σ_d q_id·k_jd·a[i − j + P − 1]_d / √D",
         depends_on="content",
-        directions="both",
+        directions="bidirectional",
         beyond_training="distances are clipped at P − 1, or an error (option beyond)",
     )
 

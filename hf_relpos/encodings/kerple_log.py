@@ -59,7 +59,7 @@ class KerpleLog(Kerple):
         arxiv="2205.09921",
         formula="score = q_i·k_j / √D − p_h·log(1 + a_h·|i − j|)",
         depends_on="distance",
-        directions="both",
+        directions="causal",
         beyond_training="the penalty goes on logarithmically",
     )
 

@@ -26,7 +26,7 @@ class KerplePower(Kerple):
         arxiv="2205.09921",
         formula="score = q_i·k_j / √D − a_h·|i − j|^p_h",
         depends_on="distance",
-        directions="both",
+        directions="causal",
         beyond_training="the penalty goes on as a power of distance",
     )
 

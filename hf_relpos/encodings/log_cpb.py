@@ -63,7 +63,7 @@ class LogCpb(Encoding[LogCpbOptions]):
         arxiv="2111.09883",
         formula="score = q_i·k_j / √D + 16·σ(MLP(sign(i − j)·log₂(8·|i − j| / (W − 1) + 1) / 3)_h)",
         depends_on="distance",
-        directions="both",
+        directions="bidirectional",
         beyond_training="the network extrapolates over a logarithm of distance; its bias stays between 0 and 16",
     )
 

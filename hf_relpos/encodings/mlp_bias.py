@@ -54,7 +54,7 @@ class MlpBias(Encoding[MlpBiasOptions]):
         arxiv="2108.00154",
         formula="score = q_i·k_j / √D + MLP(sign(i − j)·log(|i − j| + 1))_h",
         depends_on="distance",
-        directions="both",
+        directions="bidirectional",
         beyond_training="the network extrapolates",
     )
 

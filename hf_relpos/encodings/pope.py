@@ -43,7 +43,7 @@ class Pope(Encoding[PopeOptions]):
         arxiv="2509.10534",
         formula="score = Σ_c softplus(q_ic)·softplus(k_jc)·cos((i − j)θ_c − δ_hc) / √D",
         depends_on="rotation",
-        directions="both",
+        directions="causal",
         beyond_training="rotates on; slow coordinates meet angles never trained",
     )
 

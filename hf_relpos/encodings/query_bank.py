@@ -46,7 +46,7 @@ class QueryBank(Encoding[QueryBankOptions]):
         arxiv=None,
         formula="score = q_i·k_j / √D + Σ_r (W x_i)_hr·g_r(i − j)",
         depends_on="content",
-        directions="both",
+        directions="causal",
         beyond_training="the bias is 0 at distances of max_distance and more",
         venue="x-transformers, https://github.com/lucidrains/x-transformers",
     )

@@ -31,7 +31,7 @@ class RelativeKey(DistanceTableEncoding):
         arxiv="1803.02155",
         formula="score = (q_i·k_j + q_i·E[i − j + P − 1]) / √D",
         depends_on="content",
-        directions="both",
+        directions="bidirectional",
         beyond_training="distances are clipped at P − 1, or an error (option beyond)",
     )
 

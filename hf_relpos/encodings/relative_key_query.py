@@ -23,7 +23,7 @@ class RelativeKeyQuery(RelativeKey):
         arxiv="2009.13658",
         formula="score = (q_i·k_j + q_i·E[i − j + P − 1] + k_j·E[i − j + P − 1]) / √D",
         depends_on="content",
-        directions="both",
+        directions="bidirectional",
         beyond_training="distances are clipped at P − 1, or an error (option beyond)",
     )
 

@@ -47,7 +47,7 @@ class Rerope(WindowedRotation[ReropeOptions]):
         venue="https://kexue.fm/archives/9708",
         formula="score = q_i·R(min(i − j, w)) k_j / √D",
         depends_on="rotation",
-        directions="both",
+        directions="causal",
         beyond_training="distances stay at the window, or grow more slowly (option factor)",
     )
 

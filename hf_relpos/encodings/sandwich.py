@@ -55,7 +55,7 @@ class Sandwich(Encoding[SandwichOptions]):
         arxiv="2212.10356",
         formula="score = q_i·k_j / √D + (Σ_k cos((i − j) / base^(2k/d)) − d/2)·H / (8h)",
         depends_on="distance",
-        directions="both",
+        directions="causal",
         beyond_training="the cosines go on",
     )
 

@@ -48,7 +48,7 @@ class SelfExtend(WindowedRotation[SelfExtendOptions]):
         arxiv="2401.01325",
         formula="score = q_i·R(⌊i/G⌋ − ⌊j/G⌋ + w − w/G) k_j / √D beyond the window w, RoPE within",
         depends_on="rotation",
-        directions="both",
+        directions="causal",
         beyond_training="positions grow G times more slowly",
         relative=False,
     )

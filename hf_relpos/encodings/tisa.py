@@ -43,7 +43,7 @@ class Tisa(Encoding[TisaOptions]):
         arxiv="2106.01950",
         formula="score = q_i·k_j / √D + Σ_s a_sh·exp(−|b_sh|·(i − j − c_sh)²)",
         depends_on="distance",
-        directions="both",
+        directions="bidirectional",
         beyond_training="the bumps have faded to 0",
     )
 

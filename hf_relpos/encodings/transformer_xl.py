@@ -73,7 +73,7 @@ class TransformerXL(ProjectedSinusoid[TransformerXLOptions]):
         arxiv="1901.02860",
         formula="score = ((q_i + u_h)·k_j + (q_i + v_h)·(W R(i − j))_h) / √D",
         depends_on="content",
-        directions="both",
+        directions="causal",
         beyond_training="the sinusoid goes on, or is clamped at clamp_len",
     )
 

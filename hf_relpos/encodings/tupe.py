@@ -77,8 +77,8 @@ class Tupe(Encoding[TupeOptions]):
         year=2020,
         arxiv="2006.15595",
         formula="score = (q_i·k_j + (p_i U_h)·(p_j V_h)) / √D, optionally + r[bucket(j − i), h]",
-        depends_on="distance",
-        directions="both",
+        depends_on="position",
+        directions="bidirectional",
         beyond_training="an error: positions end with the table",
         relative=False,
     )

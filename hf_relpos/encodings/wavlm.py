@@ -81,7 +81,7 @@ class WavLMBias(Encoding[WavLMOptions]):
         arxiv="2110.13900",
         formula="score = q_i·k_j / √D + g_h(x_i)·b[bucket(j − i), h]",
         depends_on="content",
-        directions="both",
+        directions="bidirectional",
         beyond_training="the last bucket serves every larger distance",
     )
 

@@ -56,7 +56,7 @@ class Xpos(Encoding[XposOptions]):
         arxiv="2212.10554",
         formula="score = (ζ^{(i − j)/512} R_i q_i)·(R_j k_j) / √D",
         depends_on="rotation",
-        directions="both",
+        directions="causal",
         beyond_training="pairs fade with distance, fast ones first",
     )
 

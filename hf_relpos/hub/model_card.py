@@ -8,6 +8,8 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import AutoModel
 
 from ..encodings.build import named_methods, parse_rel_pos
+from ..encodings.card import Card
+from ..models.architectures import is_causal
 from ..models.encoder_decoder import loaders_of, parts_of
 from ..models.upload import CARD, MODEL_ID
 
@@ -117,15 +119,25 @@ def render_model_card(
     )
 
 
+def _made_for(card: Card, causal: bool) -> str:
+    """A sentence where a model uses a method in another direction than its authors."""
+    if card.directions == "causal" and not causal:
+        return " Its authors define it for decoders; this encoder uses its symmetric form (option `direction` where there is one)."
+    if card.directions == "bidirectional" and causal:
+        return " Its authors define it for encoders; this decoder uses the part that looks back."
+    return ""
+
+
 def _positions(side: str, config: Any) -> str:
     parts = [f"### {side.capitalize()}"] if side else []
+    causal = is_causal(config)
     for method, options in parse_rel_pos(config.rel_pos):
         card = method.card
         source = f"arXiv [{card.arxiv}](https://arxiv.org/abs/{card.arxiv})" if card.arxiv else card.venue
         settings = json.dumps({key: value for key, value in options.to_dict().items() if value is not None})
         parts.append(
             f"**{method.name}**: {card.title} ({card.year}, {source}).\n\n    {card.formula}\n\n"
-            f"Options: `{settings}`. Beyond the lengths seen in training: {card.beyond_training}."
+            f"Options: `{settings}`. Beyond the lengths seen in training: {card.beyond_training}.{_made_for(card, causal)}"
         )
     own = "are kept beside it" if config.absolute == "keep" else "are dropped"
     return "\n\n".join([*parts, f'The host\'s own positions {own} (`absolute="{config.absolute}"`).'])

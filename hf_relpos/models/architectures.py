@@ -5,7 +5,7 @@ not listed, and a model of it is refused.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 
 @dataclass(frozen=True)
@@ -95,3 +95,9 @@ def architecture(model_type: str) -> ArchSpec:
             f"attention never calls the registered function; supported: {', '.join(sorted(ARCHITECTURES))}"
         )
     return spec
+
+
+def is_causal(config: Any) -> bool:
+    """Whether the queries of a model with ``config`` see no later keys."""
+    causal = architecture(config.model_type).causal
+    return bool(config.is_decoder) if causal is None else causal

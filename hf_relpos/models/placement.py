@@ -9,7 +9,7 @@ from torch import nn
 from ..encodings.build import build_encodings, compose, is_layered, layer_values, named_methods
 from ..encodings.encoding import Encoding, Part
 from ..encodings.options import Host
-from .architectures import ArchSpec
+from .architectures import ArchSpec, is_causal
 from .model_inputs import Entrance, before_model
 from .neutral import check_absolute, drop_positions
 from .routing import Site, before_attention
@@ -26,7 +26,7 @@ def host_of(config: Any, spec: ArchSpec) -> Host:
         if hidden % heads:
             raise ValueError(f"hidden_size={hidden} is not a multiple of num_attention_heads={heads}")
         head_dim = hidden // heads
-    causal = bool(config.is_decoder) if spec.causal is None else spec.causal
+    causal = is_causal(config)
     table = getattr(config, "max_position_embeddings", None)
     embedding = next((size for name in EMBEDDING_SIZES if (size := getattr(config, name, None)) is not None), None)
     return Host(heads, head_dim, hidden, table, causal, spec.projections is not None, embedding)
