@@ -34,8 +34,13 @@ def refusal(encoding, backend):
         {"type": encoding}, num_heads=HEADS, head_dim=WIDTH, max_position_embeddings=LENGTH
     )
     query = torch.randn(1, HEADS, LENGTH, WIDTH)
+    given = {
+        "hidden_states": torch.randn(1, LENGTH, HEADS * WIDTH),
+        "segment_ids": torch.zeros(1, LENGTH, dtype=torch.long),
+        "relation_ids": torch.zeros(1, LENGTH, LENGTH, dtype=torch.long),
+    }
     try:
-        hf_relpos.attention(query, query, query, module, backend=backend)
+        hf_relpos.attention(query, query, query, module, backend=backend, **given)
     except BackendRefusal as error:
         return str(error)
     return None
