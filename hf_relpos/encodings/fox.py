@@ -4,8 +4,7 @@
 cumulative sums ``F_i - F_j``, so it costs a number for each key and fused kernels run it. ``direction="bidirectional"``, as in
 x-transformers, has gates of their own for keys after the query: ``sum_{l = i+1 .. j} log g_l``.
 
-What is remembered of each key is what enters the sigmoid, in the precision of the layer's input, and sums are made anew in float32: so
-decoding token by token sees the numbers of a full pass. The authors initialise ``b`` to 0, x-transformers to 5.
+The authors initialise ``b`` to 0, x-transformers to 5.
 """
 
 from dataclasses import dataclass, replace
@@ -15,12 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from .card import Card
-from .encoding import Encoding
-from .inputs import EncodingInputs, Tokens, missing_input
-from .linear import linear
+from .gated_distance import GatedDistance
 from .options import EncodingOptions, Host
+from .positions import Positions
 from .registry import register_encoding
-from .terms import KeyVector, PairFunction, ScoreTerm
+from .terms import PairFunction
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,12 +42,11 @@ class FoxOptions(EncodingOptions):
 
 
 @register_encoding
-class Fox(Encoding[FoxOptions]):
-    """Parameters ``weight`` ``[H, E]`` from N(0, 0.02) and ``bias`` ``[H]`` zero for each layer; bidirectional also ``weight_future`` and ``bias_future``."""
+class Fox(GatedDistance[FoxOptions]):
+    """Parameters of :class:`GatedDistance`, weights from N(0, 0.02) and biases zero; bidirectional also ``weight_future`` ``[H, E]`` and ``bias_future`` ``[H]``."""
 
     name = "fox"
     Options = FoxOptions
-    reads = frozenset({"hidden_states"})
     card = Card(
         title="Forgetting Transformer: Softmax Attention with a Forget Gate",
         authors="Lin, Zhixuan and Nikishin, Evgenii and He, Xu Owen and Courville, Aaron",
@@ -62,44 +59,28 @@ class Fox(Encoding[FoxOptions]):
     )
 
     @property
-    def bidirectional(self) -> bool:
-        """Whether there are gates for the future."""
-        return self.options.direction == "bidirectional"
+    def past_only(self) -> bool:
+        return self.options.direction == "causal"
 
     def create_parameters(self) -> None:
-        heads, width = self.host.num_heads, self.host.hidden_size
-        self.weight = nn.Parameter(torch.empty(heads, width))
-        self.bias = nn.Parameter(torch.empty(heads))
-        if self.bidirectional:
-            self.weight_future = nn.Parameter(torch.empty(heads, width))
-            self.bias_future = nn.Parameter(torch.empty(heads))
+        super().create_parameters()
+        if not self.past_only:
+            self.weight_future = nn.Parameter(torch.empty_like(self.weight))
+            self.bias_future = nn.Parameter(torch.empty_like(self.bias))
 
     def reset_parameters(self) -> None:
-        nn.init.normal_(self.weight, std=0.02)
-        nn.init.zeros_(self.bias)
-        if self.bidirectional:
-            nn.init.normal_(self.weight_future, std=0.02)
-            nn.init.zeros_(self.bias_future)
+        for weight, bias in self.gates():
+            nn.init.normal_(weight, std=0.02)
+            nn.init.zeros_(bias)
 
-    @property
-    def state_width(self) -> int:
-        return self.host.num_heads * (2 if self.bidirectional else 1)
+    def gates(self) -> tuple[tuple[Tensor, Tensor], ...]:
+        past = super().gates()
+        return past if self.past_only else (*past, (self.weight_future, self.bias_future))
 
-    def key_state(self, tokens: Tokens) -> Tensor:
-        hidden = tokens.hidden_states
-        if hidden is None:
-            raise missing_input("hidden_states", self.name)
-        gates = [(self.weight, self.bias)]
-        if self.bidirectional:
-            gates.append((self.weight_future, self.bias_future))
-        return torch.cat([linear(hidden, weight, bias) for weight, bias in gates], dim=-1)
+    def log_gate(self, y: Tensor) -> Tensor:
+        return nn.functional.logsigmoid(y)
 
-    def score_terms(self, inputs: EncodingInputs) -> tuple[ScoreTerm, ...]:
-        positions = inputs.positions
-        sums = nn.functional.logsigmoid(inputs.require("key_state", self.name).to(inputs.dtype)).cumsum(1)
-        at_queries = positions.of_queries(sums)
-        if not self.bidirectional:
-            return (KeyVector(-sums.transpose(1, 2), positions, rows=at_queries.transpose(1, 2)),)
+    def both_ways(self, at_queries: Tensor, sums: Tensor, positions: Positions) -> PairFunction:
         heads = self.host.num_heads
 
         def function(query: Tensor, key: Tensor) -> Tensor:
@@ -109,4 +90,4 @@ class Fox(Encoding[FoxOptions]):
         def with_slots(slots: Tensor, values: Tensor) -> Tensor:
             return torch.cat((slots.to(values.dtype)[..., None].expand(len(values), -1, -1), values), dim=-1)
 
-        return (PairFunction(function, with_slots(positions.query, at_queries), with_slots(positions.key, sums)),)
+        return PairFunction(function, with_slots(positions.query, at_queries), with_slots(positions.key, sums))
