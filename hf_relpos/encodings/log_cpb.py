@@ -9,7 +9,7 @@ projections of other models expect their own score, so the default keeps it.
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Self
 
 import torch
@@ -38,14 +38,7 @@ class LogCpbOptions(EncodingOptions):
         self.require(self.window is None or self.window >= 2, "window", "at least 2")
 
     def resolve(self, host: Host) -> Self:
-        if self.window is not None:
-            return self
-        if host.max_position_embeddings is None or host.max_position_embeddings < 2:
-            raise ValueError(
-                f"window=None is not valid: the host's max_position_embeddings={host.max_position_embeddings!r} is no length of at "
-                "least 2, so it must be given"
-            )
-        return replace(self, window=host.max_position_embeddings)
+        return self.or_host("window", host, least=2)
 
 
 @register_encoding

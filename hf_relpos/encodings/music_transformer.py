@@ -33,13 +33,7 @@ class MusicTransformerOptions(EncodingOptions):
         self.require(self.max_distance is None or self.max_distance >= 1, "max_distance", "at least 1")
 
     def resolve(self, host: Host) -> Self:
-        resolved = self
-        if resolved.max_distance is None:
-            if host.max_position_embeddings is None:
-                raise ValueError(
-                    "max_distance=None is not valid: the host has no max_position_embeddings either, so it must be given"
-                )
-            resolved = replace(resolved, max_distance=host.max_position_embeddings)
+        resolved = self.or_host("max_distance", host)
         if resolved.direction == "auto":
             resolved = replace(resolved, direction="causal" if host.causal else "bidirectional")
         return resolved

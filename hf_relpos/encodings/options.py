@@ -91,6 +91,19 @@ class EncodingOptions:
         """These options with everything that was left to the host filled in; raises where they do not fit it."""
         return self
 
+    def or_host(self, name: str, host: Host, least: int = 1) -> Self:
+        """These options with the host's ``max_position_embeddings`` for option ``name`` where that is null; ValueError when it is less than
+        ``least`` or the host has none."""
+        if getattr(self, name) is not None:
+            return self
+        size = host.max_position_embeddings
+        if size is None or size < least:
+            raise ValueError(
+                f"{name}=None is not valid: the host's max_position_embeddings is {size}, so it must be given, at least {least}"
+            )
+        filled: dict[str, Any] = {name: size}
+        return replace(self, **filled)
+
     @classmethod
     def from_dict(cls, name: str, given: dict[str, Any]) -> Self:
         """Options of the encoding ``name`` from a JSON dict without its ``type``; unknown keys raise, naming the valid ones."""

@@ -1,6 +1,6 @@
 """How far a table of distances reaches: the rule for texts that go beyond it."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal, Self
 
 from .encoding import Encoding
@@ -34,13 +34,7 @@ class ReachOptions(EncodingOptions):
         )
 
     def resolve(self, host: Host) -> Self:
-        if self.max_position_embeddings is not None:
-            return self
-        if host.max_position_embeddings is None:
-            raise ValueError(
-                "max_position_embeddings=None is not valid: the host has none either, so the table's size must be given"
-            )
-        return replace(self, max_position_embeddings=host.max_position_embeddings)
+        return self.or_host("max_position_embeddings", host)
 
 
 class DistanceTableEncoding(Encoding[ReachOptions]):

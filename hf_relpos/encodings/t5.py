@@ -8,59 +8,32 @@ T5 itself does not scale ``q . k`` (``scaling="paper"``: factor 1). Pretrained p
 so ``scaling="host"`` keeps it: the form of MPNet (arXiv 2004.09297).
 """
 
-import math
 from dataclasses import dataclass, replace
 from typing import Literal, Self
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from .buckets import BucketOptions
 from .card import Card
 from .encoding import Encoding
 from .inputs import EncodingInputs
-from .options import EncodingOptions, Host
+from .options import Host
 from .registry import register_encoding
 from .terms import DistanceTable
 
 
 @dataclass(frozen=True, kw_only=True)
-class T5Options(EncodingOptions):
+class T5Options(BucketOptions):
     """``num_buckets`` and ``max_distance`` as in the paper; ``direction`` auto = causal in a decoder, bidirectional in an encoder."""
 
-    num_buckets: int = 32
-    max_distance: int = 128
     direction: Literal["auto", "causal", "bidirectional"] = "auto"
     scaling: Literal["host", "paper"] = "host"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.require(
-            self.num_buckets >= 4 and self.num_buckets % 2 == 0, "num_buckets", "an even integer of at least 4"
-        )
-        self.require(
-            self.max_distance > self.num_buckets, "max_distance", f"larger than num_buckets={self.num_buckets}"
-        )
 
     def resolve(self, host: Host) -> Self:
         if self.direction != "auto":
             return self
         return replace(self, direction="causal" if host.causal else "bidirectional")
-
-
-def t5_bucket(relative_position: Tensor, num_buckets: int, max_distance: int, bidirectional: bool) -> Tensor:
-    """The bucket of ``relative_position = j - i`` (any shape, int64)."""
-    offset = torch.zeros_like(relative_position)
-    if bidirectional:
-        num_buckets //= 2
-        offset = (relative_position > 0).long() * num_buckets
-        distance = relative_position.abs()
-    else:
-        distance = (-relative_position).clamp(min=0)
-    exact = num_buckets // 2
-    # float32, since checkpoints were trained with its rounding at the bucket edges
-    ratio = torch.log(distance.clamp(min=1).float() / exact) / math.log(max_distance / exact)
-    logarithmic = exact + (ratio * (num_buckets - exact)).long()
-    return offset + torch.where(distance < exact, distance, logarithmic.clamp(max=num_buckets - 1))
 
 
 @register_encoding
@@ -93,10 +66,5 @@ class T5Bias(Encoding[T5Options]):
 
     def score_terms(self, inputs: EncodingInputs) -> tuple[DistanceTable]:
         options = self.options
-        bucket = t5_bucket(
-            -inputs.positions.distances(),
-            options.num_buckets,
-            options.max_distance,
-            options.direction == "bidirectional",
-        )
+        bucket = options.bucket(inputs.positions.distances(), options.direction == "bidirectional")
         return (DistanceTable(self.bias.to(inputs.dtype)[bucket].T, inputs.positions),)

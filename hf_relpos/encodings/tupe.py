@@ -12,53 +12,39 @@ The table of all pairs is computed once for each call, at most ``N + 1`` square;
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal, Self
 
 import torch
 from torch import Tensor, nn
 
+from .buckets import BucketOptions
 from .card import Card
 from .encoding import Encoding
 from .inputs import EncodingInputs
 from .linear import linear
-from .options import EncodingOptions, Host
+from .options import Host
 from .registry import register_encoding
-from .t5 import t5_bucket
 from .terms import PairFunction
 
 
 @dataclass(frozen=True, kw_only=True)
-class TupeOptions(EncodingOptions):
+class TupeOptions(BucketOptions):
     """``max_position_embeddings`` is N, the host's unless given; ``relative``: add T5's bias, with its ``num_buckets`` and ``max_distance``;
     ``untie_cls``: the first token has no position; ``scaling`` as in the paper or the host's."""
 
     max_position_embeddings: int | None = None
     relative: bool = False
     untie_cls: bool = True
-    num_buckets: int = 32
-    max_distance: int = 128
     scaling: Literal["host", "paper"] = "host"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         size = self.max_position_embeddings
         self.require(size is None or size >= 1, "max_position_embeddings", "at least 1")
-        self.require(
-            self.num_buckets >= 4 and self.num_buckets % 2 == 0, "num_buckets", "an even integer of at least 4"
-        )
-        self.require(
-            self.max_distance > self.num_buckets, "max_distance", f"larger than num_buckets={self.num_buckets}"
-        )
 
     def resolve(self, host: Host) -> Self:
-        if self.max_position_embeddings is not None:
-            return self
-        if host.max_position_embeddings is None:
-            raise ValueError(
-                "max_position_embeddings=None is not valid: the host has none either, so the table's size must be given"
-            )
-        return replace(self, max_position_embeddings=host.max_position_embeddings)
+        return self.or_host("max_position_embeddings", host)
 
 
 @register_encoding
@@ -161,7 +147,7 @@ class Tupe(Encoding[TupeOptions]):
         if options.relative:
             distances = positions.distances()
             first = distances[0]
-            bucket = t5_bucket(-distances, options.num_buckets, options.max_distance, bidirectional=True)
+            bucket = options.bucket(distances, bidirectional=True)
             bias = self.bias.to(inputs.dtype)
 
         def function(query: Tensor, key: Tensor) -> Tensor:

@@ -11,32 +11,23 @@ from typing import Literal, Self
 import torch
 from torch import Tensor, nn
 
+from .buckets import BucketOptions
 from .card import Card
 from .encoding import Encoding, SharedPart
 from .inputs import EncodingInputs
 from .linear import init_linear, linear
-from .options import EncodingOptions, Host
+from .options import Host
 from .registry import register_encoding
-from .t5 import t5_bucket
 from .terms import QueryBuckets
 
 
 @dataclass(frozen=True, kw_only=True)
-class WavLMOptions(EncodingOptions):
+class WavLMOptions(BucketOptions):
     """``num_buckets`` and ``max_distance`` as in the paper; ``direction`` auto = causal in a decoder, bidirectional in an encoder."""
 
     num_buckets: int = 320
     max_distance: int = 800
     direction: Literal["auto", "causal", "bidirectional"] = "auto"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.require(
-            self.num_buckets >= 4 and self.num_buckets % 2 == 0, "num_buckets", "an even integer of at least 4"
-        )
-        self.require(
-            self.max_distance > self.num_buckets, "max_distance", f"larger than num_buckets={self.num_buckets}"
-        )
 
     def resolve(self, host: Host) -> Self:
         self.require(self.heads is None, "heads", "null: each head's gate reads its own slice of the hidden states")
@@ -104,11 +95,6 @@ class WavLMBias(Encoding[WavLMOptions]):
 
     def score_terms(self, inputs: EncodingInputs) -> tuple[QueryBuckets]:
         options = self.options
-        bucket = t5_bucket(
-            -inputs.positions.distances(),
-            options.num_buckets,
-            options.max_distance,
-            options.direction == "bidirectional",
-        )
+        bucket = options.bucket(inputs.positions.distances(), options.direction == "bidirectional")
         table = inputs.shared[self.name].to(inputs.dtype).T[..., None]
         return (QueryBuckets(self._gate(inputs)[..., None], table, bucket, inputs.positions),)
