@@ -9,32 +9,28 @@ as in the other term (``"code"``), and so do the published checkpoints. ``f`` is
 cuts the table to as many rows, which gives the same numbers.
 """
 
-import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal, Self
 
 import torch
 from torch import Tensor, nn
 
 from .card import Card
-from .encoding import Encoding, SharedPart
+from .disentangled import Disentangled, DisentangledOptions, by_head
+from .encoding import SharedPart
 from .inputs import EncodingInputs
 from .linear import linear
-from .options import EncodingOptions, Host
+from .options import Host
 from .registry import register_encoding
-from .terms import KeyBuckets, QueryBuckets, ScoreTerm
 
 
 @dataclass(frozen=True, kw_only=True)
-class DebertaOptions(EncodingOptions):
-    """``max_relative_positions`` is P, the host's ``max_position_embeddings`` unless given; ``c2p`` and ``p2c``: which terms there are; ``p2c_distance``
-    and ``scaling`` choose between the paper and what is used."""
+class DebertaOptions(DisentangledOptions):
+    """``max_relative_positions`` is P, the host's ``max_position_embeddings`` unless given; ``p2c_distance`` chooses between
+    the paper and what is used."""
 
     max_relative_positions: int | None = None
-    c2p: bool = True
-    p2c: bool = True
     p2c_distance: Literal["code", "paper"] = "code"
-    scaling: Literal["host", "paper"] = "host"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -43,16 +39,9 @@ class DebertaOptions(EncodingOptions):
             "max_relative_positions",
             "null or at least 1",
         )
-        self.require(self.c2p or self.p2c, "p2c", "true when c2p is false: without either there is no position")
 
     def resolve(self, host: Host) -> Self:
-        if self.max_relative_positions is not None:
-            return self
-        if host.max_position_embeddings is None:
-            raise ValueError(
-                "max_relative_positions=None is not valid: the host has no max_position_embeddings, so the table's size must be given"
-            )
-        return replace(self, max_relative_positions=host.max_position_embeddings)
+        return self.or_host("max_relative_positions", host)
 
 
 class DebertaTable(SharedPart):
@@ -68,13 +57,8 @@ class DebertaTable(SharedPart):
         return self.table
 
 
-def by_head(rows: Tensor, width: int) -> Tensor:
-    """``[N, H * D]`` -> ``[H, N, D]``."""
-    return rows.unflatten(-1, (-1, width)).transpose(0, 1)
-
-
 @register_encoding
-class Deberta(Encoding[DebertaOptions]):
+class Deberta(Disentangled[DebertaOptions]):
     """Parameters ``key_projection`` ``[H * D, E]`` (with c2p), ``query_projection`` ``[H * D, E]`` and ``query_bias`` ``[H * D]`` (with p2c) for each layer,
     and the table of :class:`DebertaTable` for all; drawn from N(0, 0.02), the bias zero."""
 
@@ -107,26 +91,16 @@ class Deberta(Encoding[DebertaOptions]):
             nn.init.normal_(self.query_projection, std=0.02)
             nn.init.zeros_(self.query_bias)
 
-    def content_scale(self, scale: float) -> float:
-        options = self.options
-        return scale / math.sqrt(1 + options.c2p + options.p2c) if options.scaling == "paper" else scale
-
     def bucket(self, distances: Tensor) -> Tensor:
-        """The table row of each of ``distances``."""
         size = self.options.max_relative_positions
         assert size is not None
         return distances.clamp(-size, size - 1) + size
 
-    def score_terms(self, inputs: EncodingInputs) -> tuple[ScoreTerm, ...]:
-        dtype, width, positions = inputs.query.dtype, self.host.head_dim, inputs.positions
-        table = inputs.shared[self.name].to(dtype)
-        scale, distances = self.content_scale(inputs.scale), positions.distances()
-        terms: list[ScoreTerm] = []
-        if self.options.c2p:
-            keys = by_head(linear(table, self.key_projection), width)
-            terms.append(QueryBuckets(scale * inputs.query, keys, self.bucket(distances), positions))
-        if self.options.p2c:
-            queries = by_head(linear(table, self.query_projection, self.query_bias), width)
-            row = self.bucket(distances if self.options.p2c_distance == "code" else -distances)
-            terms.append(KeyBuckets(scale * inputs.keys_per_head(), queries, row, positions))
-        return tuple(terms)
+    def p2c_bucket(self, distances: Tensor) -> Tensor:
+        return self.bucket(distances if self.options.p2c_distance == "code" else -distances)
+
+    def keys(self, table: Tensor, inputs: EncodingInputs) -> Tensor:
+        return by_head(linear(table, self.key_projection), self.host.head_dim)
+
+    def queries(self, table: Tensor, inputs: EncodingInputs) -> Tensor:
+        return by_head(linear(table, self.query_projection, self.query_bias), self.host.head_dim)

@@ -11,35 +11,30 @@ Microsoft's code clamps distances before it buckets them, transformers does not:
 and more after the query. This is transformers' form, whose float32 decides at the edges of buckets.
 """
 
-import math
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 
 from .card import Card
-from .deberta import by_head
-from .encoding import Encoding, SharedPart
+from .disentangled import Disentangled, DisentangledOptions, by_head
+from .encoding import SharedPart
 from .inputs import EncodingInputs, missing_input
 from .linear import linear
-from .options import EncodingOptions, Host
+from .options import Host
 from .registry import register_encoding
-from .terms import KeyBuckets, QueryBuckets, ScoreTerm
 
 
 @dataclass(frozen=True, kw_only=True)
-class DebertaV2Options(EncodingOptions):
+class DebertaV2Options(DisentangledOptions):
     """``position_buckets`` (null: a row for each distance) and ``max_relative_positions`` as in its configs; ``share_att_key``: use the host's
-    projections; ``norm``: LayerNorm of the table; ``c2p`` and ``p2c``: which terms there are; ``scaling`` as in the paper or the host's."""
+    projections; ``norm``: LayerNorm of the table."""
 
     position_buckets: int | None = 256
     max_relative_positions: int = 512
     share_att_key: bool = False
     norm: bool = False
-    c2p: bool = True
-    p2c: bool = True
-    scaling: Literal["host", "paper"] = "host"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -51,7 +46,6 @@ class DebertaV2Options(EncodingOptions):
             "max_relative_positions",
             f"larger than half of position_buckets={buckets} plus 1",
         )
-        self.require(self.c2p or self.p2c, "p2c", "true when c2p is false: without either there is no position")
 
     def resolve(self, host: Host) -> Self:
         if self.share_att_key and not host.projections:
@@ -102,7 +96,7 @@ class DebertaV2Table(SharedPart):
 
 
 @register_encoding
-class DebertaV2(Encoding[DebertaV2Options]):
+class DebertaV2(Disentangled[DebertaV2Options]):
     """Parameters ``key_projection`` ``[H * D, E]`` and ``key_bias`` ``[H * D]`` (with c2p), ``query_projection`` and ``query_bias`` (with p2c) for each layer,
     none of them with ``share_att_key``, and those of :class:`DebertaV2Table` for all; drawn from N(0, 0.02), biases zero."""
 
@@ -141,18 +135,13 @@ class DebertaV2(Encoding[DebertaV2Options]):
             else:
                 nn.init.normal_(parameter, std=0.02)
 
-    def content_scale(self, scale: float) -> float:
-        options = self.options
-        return scale / math.sqrt(1 + options.c2p + options.p2c) if options.scaling == "paper" else scale
-
     def bucket(self, distances: Tensor) -> Tensor:
-        """The table row of each of ``distances``."""
         options = self.options
         if options.position_buckets is not None:
             distances = deberta_bucket(distances, options.position_buckets, options.max_relative_positions)
         return (distances + options.span).clamp(0, 2 * options.span - 1)
 
-    def _keys(self, table: Tensor, inputs: EncodingInputs) -> Tensor:
+    def keys(self, table: Tensor, inputs: EncodingInputs) -> Tensor:
         if not self.options.share_att_key:
             return by_head(linear(table, self.key_projection, self.key_bias), self.host.head_dim)
         if inputs.projections is None:
@@ -160,20 +149,9 @@ class DebertaV2(Encoding[DebertaV2Options]):
         keys = inputs.projections[1](table)
         return keys.repeat_interleave(self.host.num_heads // keys.shape[0], dim=0)
 
-    def _queries(self, table: Tensor, inputs: EncodingInputs) -> Tensor:
+    def queries(self, table: Tensor, inputs: EncodingInputs) -> Tensor:
         if not self.options.share_att_key:
             return by_head(linear(table, self.query_projection, self.query_bias), self.host.head_dim)
         if inputs.projections is None:
             raise missing_input("projections", self.name)
         return inputs.projections[0](table)
-
-    def score_terms(self, inputs: EncodingInputs) -> tuple[ScoreTerm, ...]:
-        table = inputs.shared[self.name].to(inputs.query.dtype)
-        scale, row = self.content_scale(inputs.scale), self.bucket(inputs.positions.distances())
-        terms: list[ScoreTerm] = []
-        if self.options.c2p:
-            terms.append(QueryBuckets(scale * inputs.query, self._keys(table, inputs), row, inputs.positions))
-        if self.options.p2c:
-            keys = scale * inputs.keys_per_head()
-            terms.append(KeyBuckets(keys, self._queries(table, inputs), row, inputs.positions))
-        return tuple(terms)
