@@ -12,13 +12,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from .adapted_bias import AdaptedBias, AdaptedBiasOptions
 from .card import Card
-from .dape import AdaptedBias, DapeOptions
 from .registry import register_encoding
 
 
 @dataclass(frozen=True, kw_only=True)
-class DapeV2Options(DapeOptions):
+class DapeV2Options(AdaptedBiasOptions):
     """As for DAPE; ``kernel``: how many neighbouring keys each layer sees, odd."""
 
     kernel: int = 3

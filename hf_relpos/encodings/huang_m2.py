@@ -5,7 +5,7 @@ one of ``relative_key``; the paper writes ``j - i``.
 """
 
 from .card import Card
-from .huang_m1 import ContentFactors
+from .content_factors import ContentFactors
 from .registry import register_encoding
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .card import Card
-from .huang_m1 import ContentFactors
+from .content_factors import ContentFactors
 from .inputs import Contribution, EncodingInputs, RowMap, per_head
 from .registry import register_encoding
 

@@ -8,7 +8,7 @@ place. The paper is causal; with ``|i - j|`` the same kernel serves encoders.
 from torch import Tensor
 
 from .card import Card
-from .kerple_log import Kerple
+from .kerple import Kerple
 from .registry import register_encoding
 
 MAXIMUM_POWER = 2.0

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from .card import Card
 from .inputs import EncodingInputs, Tokens
 from .options import EncodingOptions, Host
+from .projected_sinusoid import ProjectedSinusoid
 from .registry import register_encoding
 from .sinusoid import sinusoid
 from .terms import QueryBuckets, ScoreTerm
-from .transformer_xl import ProjectedSinusoid
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,20 +14,20 @@ from torch import Tensor, nn
 
 from .card import Card
 from .inputs import EncodingInputs, Tokens
+from .projected_sinusoid import ClampOptions, ProjectedSinusoid
 from .registry import register_encoding
 from .terms import LabelBuckets, ScoreTerm
-from .transformer_xl import ProjectedSinusoid, TransformerXLOptions
 
 # base of the digits that a segment number is remembered in: bfloat16 holds integers to 256
 DIGIT = 128
 
 
 @register_encoding
-class XLNet(ProjectedSinusoid[TransformerXLOptions]):
+class XLNet(ProjectedSinusoid[ClampOptions]):
     """Parameters of :class:`ProjectedSinusoid`, ``segment_bias`` w ``[H, D]`` and ``segment_embedding`` g ``[2, H, D]``, all drawn from N(0, 0.02)."""
 
     name = "xlnet"
-    Options = TransformerXLOptions
+    Options = ClampOptions
     layout = "halves"
     reads = frozenset({"segment_ids"})
     card = Card(
@@ -59,9 +59,7 @@ class XLNet(ProjectedSinusoid[TransformerXLOptions]):
         return None if hidden is None else torch.zeros_like(hidden[..., :1]).expand(-1, -1, 2)
 
     def score_terms(self, inputs: EncodingInputs) -> tuple[ScoreTerm, ...]:
-        distances = inputs.positions.distances()
-        if self.options.clamp_len is not None:
-            distances = distances.clamp(-self.options.clamp_len, self.options.clamp_len)
+        distances = self.options.clamped(inputs.positions.distances())
         terms = self.projected_terms(inputs, distances, base=10000.0)
         if inputs.key_state is None:
             return terms
