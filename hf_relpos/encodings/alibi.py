@@ -18,13 +18,14 @@ from dataclasses import dataclass, replace
 from typing import Literal, Self
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .card import Card
 from .encoding import Encoding
 from .inputs import EncodingInputs
 from .options import EncodingOptions, Host
 from .registry import register_encoding
+from .slopes import alibi_slopes
 from .terms import DistanceTable
 
 
@@ -53,16 +54,6 @@ class AlibiOptions(EncodingOptions):
         return self
 
 
-def alibi_slopes(num_heads: int) -> list[float]:
-    """The paper's slope of each head."""
-    floor = 2 ** math.floor(math.log2(num_heads))
-
-    def geometric(count: int) -> list[float]:
-        return [2.0 ** (-8.0 * (head + 1) / count) for head in range(count)]
-
-    return geometric(floor) + geometric(2 * floor)[0::2][: num_heads - floor]
-
-
 @register_encoding
 class Alibi(Encoding[AlibiOptions]):
     """No parameters; with ``learned`` ``log_scale`` ``[H]``, zeros, one set for all layers."""
@@ -88,12 +79,11 @@ class Alibi(Encoding[AlibiOptions]):
         if self.log_scale is not None:
             nn.init.zeros_(self.log_scale)
 
-    def _slopes(self, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    def _slopes(self, dtype: torch.dtype, device: torch.device) -> Tensor:
         """The slope of each head, ``[H, 1]``; one_sided counts the heads of each side by themselves."""
         heads = self.host.num_heads
-        past = heads // 2 if self.options.direction == "one_sided" else 0
-        paper = (alibi_slopes(past) if past else []) + alibi_slopes(heads - past)
-        slopes = torch.tensor(paper, dtype=dtype, device=device)
+        sides = (heads // 2, heads - heads // 2) if self.options.direction == "one_sided" else (heads,)
+        slopes = torch.cat([alibi_slopes(side, dtype, device) for side in sides])
         return (slopes if self.log_scale is None else slopes * self.log_scale.to(dtype).exp())[:, None]
 
     def score_terms(self, inputs: EncodingInputs) -> tuple[DistanceTable]:

@@ -15,7 +15,6 @@ from typing import Literal, Self
 import torch
 from torch import Tensor, nn
 
-from .alibi import alibi_slopes
 from .card import Card
 from .encoding import Encoding
 from .inputs import EncodingInputs, Tokens, missing_input
@@ -23,6 +22,7 @@ from .options import DirectedOptions, Host
 from .registry import register_encoding
 from .rotation import require_even, rotate
 from .sinusoid import angles
+from .slopes import alibi_slopes
 from .terms import PairFunction
 
 
@@ -93,8 +93,9 @@ class Bipe(Encoding[BipeOptions]):
         """By how much the segment number grows after each key ``[B, T, 1]``; raises ValueError where nothing tells."""
         ids, segments = tokens.input_ids, tokens.segment_ids
         if ids is not None and self.options.separator_ids:
-            separators = torch.tensor(self.options.separator_ids, dtype=ids.dtype, device=ids.device)
-            return (ids[..., None] == separators).any(dim=-1, keepdim=True).float()
+            # one test for each of the few separators: a list of them would be copied to the device at every call
+            ends = torch.stack([ids == separator for separator in self.options.separator_ids])
+            return ends.any(dim=0)[..., None].float()
         if segments is None:
             raise missing_input("segment_ids (or separator_ids in its options, and a model's input_ids)", self.name)
         if bool(tokens.before):
@@ -125,9 +126,7 @@ class Bipe(Encoding[BipeOptions]):
         if self.options.inter != "alibi":
             return ()
         query, key = self.segments(inputs)
-        slopes = self.options.slope_factor * torch.tensor(
-            alibi_slopes(self.host.num_heads), dtype=inputs.dtype, device=key.device
-        )
+        slopes = self.options.slope_factor * alibi_slopes(self.host.num_heads, inputs.dtype, key.device)
         causal = self.options.direction == "causal"
 
         def penalty(query: Tensor, key: Tensor) -> Tensor:
