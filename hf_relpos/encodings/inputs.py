@@ -31,8 +31,8 @@ class EncodingInputs:
     ``query`` ``[B, H, Tq, D]`` and ``key`` ``[B, G, Tk, D]`` (``G`` divides ``H``: grouped keys are not repeated) as the host
     projects them; ``scale`` is the factor of the content score, usually ``1/sqrt(D)``.
 
-    The rest is for encodings whose ``needs`` name it. ``hidden_states`` ``[B, Tq, E]``: the layer's input for the queries. ``relation_ids`` ``[B, Tq,
-    Tk]``. ``query_index`` ``[B|1, Tq]`` and ``key_index`` ``[B|1, Tk]``: the place of each token in its own text, 0 for the first; unlike slots they
+    The rest is for encodings whose ``needs`` name it. ``hidden_states`` ``[B, Tq, E]``: the layer's input for the queries, as its attention
+    gets it; in pre-norm hosts that is the normalised input. ``relation_ids`` ``[B, Tq, Tk]``. ``query_index`` ``[B|1, Tq]`` and ``key_index`` ``[B|1, Tk]``: the place of each token in its own text, 0 for the first; unlike slots they
     differ by sample under left padding and start anew in each packed document. ``key_state`` ``[B, Tk, S]``: what
     :meth:`Encoding.key_state` gave for each key. ``seed``: a number drawn once for a forward of the whole model. ``projections``: the host's own
     maps of ``[N, E]`` to queries and keys ``[H|G, N, D]``. ``shared``: what :class:`SharedPart` modules hand to the layers.

@@ -53,7 +53,7 @@ class Pope(Encoding[PopeOptions]):
     def reset_parameters(self) -> None:
         nn.init.zeros_(self.phase)
 
-    def _phase(self, slots: Tensor) -> Tensor:
+    def _angles(self, slots: Tensor) -> Tensor:
         return angles(slots, 2 * self.host.head_dim, float(self.options.base))[:, None]
 
     def map_query(self, query: Tensor, inputs: EncodingInputs) -> Tensor:
@@ -62,14 +62,14 @@ class Pope(Encoding[PopeOptions]):
                 f"the encoding {self.name!r} takes queries as the host projects them: name no other that maps queries and keys before it"
             )
         delta = self.phase.double().clamp(-2 * math.pi, 0.0)
-        return polar(query, self._phase(inputs.positions.query) - delta[:, None])
+        return polar(query, self._angles(inputs.positions.query) - delta[:, None])
 
     def map_key(self, key: Tensor, inputs: EncodingInputs) -> Tensor:
-        return polar(key, self._phase(inputs.positions.key))
+        return polar(key, self._angles(inputs.positions.key))
 
 
-def polar(x: Tensor, phase: Tensor) -> Tensor:
-    """``softplus(x)`` at the angle ``phase``, cosines and then sines: ``[B, H, T, 2 D]``."""
+def polar(x: Tensor, angle: Tensor) -> Tensor:
+    """``softplus(x)`` at ``angle``, cosines and then sines: ``[B, H, T, 2 D]``."""
     dtype = torch.promote_types(x.dtype, torch.float32)
     size = nn.functional.softplus(x.to(dtype))
-    return torch.cat((size * phase.cos().to(dtype), size * phase.sin().to(dtype)), dim=-1).to(x.dtype)
+    return torch.cat((size * angle.cos().to(dtype), size * angle.sin().to(dtype)), dim=-1).to(x.dtype)

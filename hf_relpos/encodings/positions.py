@@ -18,8 +18,9 @@ class Positions:
     """Slots of ``num_queries`` consecutive queries and ``num_keys`` consecutive keys.
 
     ``query_start`` and ``key_start`` are the slots of the first query and the first key: integers, or 0-dimensional
-    tensors where a static cache keeps its length on the device. Everything is derived from the four numbers without
-    reading a tensor's value, so that nothing synchronises and ``torch.compile`` sees no data-dependent branch.
+    tensors where a static cache keeps its length on the device. Slots given anew stand in ``query_slots`` ``[Tq]`` and ``key_slots``
+    ``[Tk]``, all below ``limit``; else these are None. Everything is derived from the fields without reading a tensor's value, so that nothing
+    synchronises and ``torch.compile`` sees no data-dependent branch.
     """
 
     num_queries: int

@@ -1,7 +1,7 @@
-"""Sinusoids of a position, and the option to add the absolute one to the input.
+"""Sinusoids of a position, and the angles that rotations share with them.
 
-``angles[p, k] = p / base**(2k / width)``, ``k = 0 .. width/2 - 1`` (Vaswani et al. 2017, arXiv 1706.03762). They are computed in
-float64, since float32 loses three digits at slot 10,000, and returned in float32.
+``angles[p, k] = p / base**(2k / width)``, ``k = 0 .. width/2 - 1`` (Vaswani et al. 2017, arXiv 1706.03762). Angles are
+float64, since float32 loses three digits at slot 10,000; their sines and cosines are rounded to the dtype that is asked for, float32 by default.
 """
 
 from typing import Literal
