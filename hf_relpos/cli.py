@@ -47,7 +47,7 @@ def list_command(as_json: AsJson = False) -> None:
 
 @app.command()
 def show(
-    name: Annotated[str, typer.Argument(help="A method's name, or JSON with its options.")],
+    name: Annotated[str, typer.Argument(help="One method: its name, or JSON with its options.")],
     plot: Annotated[
         Path | None, typer.Option(help="Write the picture of what it adds to scores to this .png or .svg file.")
     ] = None,
@@ -122,7 +122,10 @@ def convert(
     target: Annotated[Path, typer.Argument(help="Folder to write.")],
     rel_pos: Annotated[
         str | None,
-        typer.Option("--rel-pos", help="Method name or JSON; not needed where the checkpoint has relative positions."),
+        typer.Option(
+            "--rel-pos",
+            help="Method name or JSON, lists and layers too; not needed where the checkpoint has relative positions.",
+        ),
     ] = None,
     absolute: Annotated[str | None, typer.Option(help="keep or drop the model's own positions.")] = None,
     head: Annotated[
@@ -136,7 +139,8 @@ def convert(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Give a pretrained model relative positions, keeping its head, and say what was kept, dropped and created."""
+    """Give a pretrained model relative positions, or make one whose positions are known here (DeBERTa, MPNet, BLOOM, MPT, Falcon) a model of this package;
+    its head is kept. Says what was kept, dropped and created."""
     from .conversion.convert import convert_checkpoint
 
     report = convert_checkpoint(
