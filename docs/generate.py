@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from method_pages import FOLDER, HOST, LENGTH, link, pages, picture_paths, table
+from method_pages import DEPENDS, FOLDER, HOST, LENGTH, pages, picture_paths, table
 
 import hf_relpos
 from hf_relpos.plots import plot_encoding, save_plot
@@ -23,10 +23,11 @@ _PART = re.compile(r"(<!-- generated: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTA
 
 
 def methods() -> str:
-    """Every registered method: its page, formula and source."""
-    cards = {name: hf_relpos.encoding_card(name) for name in hf_relpos.list_encodings()}
-    rows = [(f"[`{name}`](docs/methods/{name}.md)", f"`{card.formula}`", link(card)) for name, card in cards.items()]
-    return table(("method", "formula", "paper"), rows)
+    """Every registered method with its page, by what it depends on."""
+    names: dict[str, list[str]] = {depends: [] for depends in DEPENDS.values()}
+    for name in hf_relpos.list_encodings():
+        names[DEPENDS[hf_relpos.encoding_card(name).depends_on]].append(f"[`{name}`](docs/methods/{name}.md)")
+    return table(("depends on", "methods"), [(depends, " ".join(found)) for depends, found in names.items() if found])
 
 
 def squad() -> str:

@@ -1,5 +1,6 @@
 """What the documents say is so: generated parts are fresh, code runs, commands and recipes parse."""
 
+import ast
 import re
 import shlex
 import sys
@@ -9,11 +10,14 @@ from pathlib import Path
 import generate
 import method_pages
 import pytest
+import torch
 from arguments import parse_arguments
 from qa import QAArguments
 
 import hf_relpos
+from hf_relpos.attention.backends import BACKENDS
 from hf_relpos.encodings.registry import registered_encodings
+from hf_relpos.matrix import backend_answers
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -89,6 +93,48 @@ def test_the_first_example_of_the_readme_runs(tmp_path, monkeypatch, capsys):
     assert len([line for line in code.splitlines() if line]) <= 10
     exec(compile(code, "README.md", "exec"), {})
     assert "'type': 't5'" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("number", range(1, len(blocks(README, "python"))))
+def test_the_other_examples_of_the_readme_run(number, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    code = blocks(README, "python")[number]
+    names = {}
+    exec(compile(code, "README.md", "exec"), names)
+    told = re.findall(r"print\(.*# (.*)$", code, flags=re.MULTILINE)
+    assert [line for line in capsys.readouterr().out.splitlines() if line] == told
+    if "states" in names:
+        changed = names["model"](names["input_ids"], relation_ids=2 - names["relation_ids"]).last_hidden_state
+        assert (changed - names["states"]).abs().max() > 1e-4
+
+
+def test_the_values_of_rel_pos_in_the_readme_compute():
+    """Each of the section on combinations, in a model that is run; the loop there only builds."""
+    code = next(code for code in blocks(README, "python") if "for rel_pos in (" in code)
+    values = ast.literal_eval(code[code.index("for rel_pos in (") + len("for rel_pos in ") : code.index("):\n") + 1])
+    assert len(values) >= 6
+    ids = torch.tensor([[7, 1012, 8, 9, 1012, 5]])
+    size = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 32}
+    for rel_pos in values:
+        model = hf_relpos.RelPosBertModel(hf_relpos.RelPosBertConfig(rel_pos=rel_pos, vocab_size=2000, **size)).train()
+        assert model(ids).last_hidden_state.isfinite().all()
+
+
+def test_the_readme_tells_of_methods_and_backends_what_they_say_themselves():
+    listed = README.split("<!-- generated: methods -->")[1].split("<!-- end -->")[0]
+    assert sorted(re.findall(r"\[`(\w+)`\]", listed)) == hf_relpos.list_encodings()
+    assert f"[{len(hf_relpos.list_encodings())} methods]" in README
+    wanted = dict(re.findall(r"^\| ([^|`]+) \| (.*) \|$", README.split("| wanted | methods |")[1], flags=re.MULTILINE))
+    bare = []
+    for name in hf_relpos.list_encodings():
+        encoding = hf_relpos.build_encoding(name, num_heads=4, head_dim=16, max_position_embeddings=32)
+        if not list(encoding.parameters()):
+            bare.append(name)
+    assert sorted(re.findall(r"`(\w+)`", wanted["no parameters to train"])) == bare
+    order = re.findall(r"^\| `(\w+)` \|", README.split("## Backends")[1].split("##")[0], flags=re.MULTILINE)
+    assert order == list(BACKENDS)
+    said = {(a.name, name) for name in ("shaw", "relation", "t5") for a in backend_answers(name) if not a.ok}
+    assert said == {("sdpa", "shaw"), ("sdpa", "relation")}
 
 
 def test_documented_training_commands_parse(monkeypatch):
