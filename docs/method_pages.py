@@ -9,7 +9,7 @@ from typing import Any
 
 from hf_relpos.encodings.build import build_encoding
 from hf_relpos.encodings.encoding import Encoding
-from hf_relpos.encodings.options import option_table
+from hf_relpos.encodings.options import EncodingOptions, option_table
 from hf_relpos.encodings.registry import registered_encodings
 from hf_relpos.matrix import Answer, cell, columns, matrix, refusals
 
@@ -77,6 +77,7 @@ def page(name: str) -> str:
             ("option", "default", "valid"),
             [(f"`{key}`", f"`{json.dumps(value)}`", valid) for key, value, valid in option_table(cls.Options)],
         ),
+        "\n".join(f"- {told}" for told in meanings(cls.Options)),
         "## Parameters",
         parameters(cls),
         "## Where it runs",
@@ -162,6 +163,18 @@ def prose(docstring: str) -> str:
     """A docstring as Markdown."""
     text = re.sub(r":\w+:`[~.]?([^`]+)`", r"`\1`", docstring.strip())
     return text.replace("``", "`")
+
+
+def meanings(options: type[EncodingOptions]) -> list[str]:
+    """What the options mean, as their classes say it: the method's own, those of classes that it shares with others, those that all have."""
+    found: list[str] = []
+    for cls in options.__mro__[: options.__mro__.index(EncodingOptions) + 1]:
+        told = cls.__dict__.get("__doc__") or ""
+        # a class without a docstring is given its signature for one
+        if told and not told.startswith(f"{cls.__name__}("):
+            told = told.removeprefix("Options that every encoding has.").removeprefix("As for DAPE; ")
+            found.append(" ".join(prose(re.sub(r"^As for :class:`\w+`; ", "", told)).split()))
+    return found
 
 
 def checks(entry: dict[str, Any] | None) -> list[str]:

@@ -72,6 +72,7 @@ def test_each_method_has_a_page_and_a_picture(name):
     assert card.formula in page
     assert card.bibtex in page
     assert "<class" not in page
+    assert "the query heads that it acts on" in page
     picture = ElementTree.parse(ROOT / "docs" / "methods" / f"{name}.svg")
     texts = {element.text for element in picture.iter("{http://www.w3.org/2000/svg}text")}
     assert texts >= {name, "head 0", "head 3"} or any(name in (text or "") for text in texts)
