@@ -21,8 +21,11 @@ from families import (
 from transformers import AutoModel, DynamicCache, StaticCache
 
 import hf_relpos
+from hf_relpos.attention.backends import BackendRefusal, list_backends
+from hf_relpos.attention.call import Mask
 from hf_relpos.encodings.encoding import Encoding, SharedPart
 from hf_relpos.models.architectures import ARCHITECTURES
+from hf_relpos.models.compact_mask import CompactMask
 from hf_relpos.models.families import MODEL_CLASSES, classes_of, host_class
 
 each_family = pytest.mark.parametrize("family", FAMILIES)
@@ -35,11 +38,28 @@ close = {"rtol": 0, "atol": 1e-9}
 @each_kind
 @each_family
 def test_backends_agree_beyond_the_host_table(family, kind):
+    """Also under padding, in outputs and gradients; a backend that refuses says so."""
     ours = model(family, KINDS[kind])
     ids = tokens(length=TABLE + 6)
-    auto = ours(ids).logits
-    ours.set_attn_implementation("eager")
-    torch.testing.assert_close(ours(ids).logits, auto, **close)
+    mask = torch.ones_like(ids)
+    mask[1, :5] = 0
+    real = mask.bool()[..., None]
+    results = {}
+    for backend in ("auto", *list_backends()):
+        ours.set_attn_implementation(backend)
+        ours.zero_grad()
+        try:
+            plain, padded = ours(ids).logits, ours(ids, attention_mask=mask).logits
+        except BackendRefusal:
+            assert backend in ("sdpa", "linear_memory")
+            continue
+        (plain.square().mean() + (padded * real).square().mean()).backward()
+        gradients = torch.cat([p.grad.flatten() for p in ours.parameters() if p.grad is not None])
+        results[backend] = (plain, padded * real, gradients)
+    assert {"auto", "eager"} <= set(results)
+    for backend, found in results.items():
+        for one, other in zip(found, results["eager"], strict=True):
+            torch.testing.assert_close(one, other, **close, msg=lambda text, name=backend: f"{name}: {text}")
     assert ours.config.rel_pos != {"type": "none"}
 
 
@@ -426,3 +446,44 @@ def test_layers_may_differ(family, tmp_path):
     torch.testing.assert_close(again(ids).logits, ours(ids).logits, **close)
     with pytest.raises(ValueError, match="encodings for 3 layers, but the model has 2"):
         model(family, rel_pos, num_hidden_layers=2)
+
+
+@each_family
+def test_masks_stay_compact_on_the_way_to_attention(family, monkeypatch):
+    """Padding, causality and packing reach attention as what they are; whoever touches the mask gets its numbers."""
+    ours = model(family, KINDS["distance"])
+    ids = tokens(length=10)
+    padding = torch.ones_like(ids)
+    padding[1, :3] = 0
+    packed = torch.cat((torch.arange(4), torch.arange(6)))[None].expand(2, -1)
+    seen = []
+    tile = Mask.tile
+
+    def watch(mask, *args):
+        seen.append(mask)
+        return tile(mask, *args)
+
+    monkeypatch.setattr(Mask, "tile", watch)
+    ours(ids)
+    ours(ids, attention_mask=padding)
+    ours(ids, position_ids=packed, **({"use_cache": False} if family in DECODERS else {}))
+    assert len(seen) >= 6
+    assert all(mask.dense is None for mask in seen)
+    assert all(mask.causal == (family in DECODERS) for mask in seen)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_a_compact_mask_is_its_numbers_to_everybody_else(causal):
+    padding = torch.tensor([[0, 1, 1, 1, 1], [1, 1, 1, 1, 0]]).bool()
+    documents = torch.tensor([[0, 0, 1, 1, 1], [0, 0, 0, 2, 2]])
+    mask = CompactMask(2, 3, 5, causal=causal, offset=2, padding=padding, documents=documents)
+    i, j = torch.arange(3)[:, None] + 2, torch.arange(5)
+    expected = padding[:, None, None] & (documents[:, 2:, None] == documents[:, None])[:, None]
+    if causal:
+        expected = expected & (j <= i)
+    assert mask.shape == (2, 1, 3, 5)
+    assert torch.equal(mask.dense(), expected)
+    assert torch.equal(mask[..., 1:4], expected[..., 1:4])
+    assert torch.equal(mask | ~mask, torch.ones_like(expected))
+    assert torch.equal(torch.where(mask, 0.0, 1.0), 1.0 - expected.float())
+    assert torch.equal(mask.detach(), expected)

@@ -11,6 +11,7 @@ from transformers import Cache, EncoderDecoderCache
 from ..encodings.encoding import Encoding
 from ..encodings.inputs import Tokens
 from .architectures import ArchSpec
+from .compact_mask import CompactMask
 from .key_memory import remembered
 
 
@@ -94,8 +95,7 @@ def before_model(
     if past is None and kwargs.get("attention_mask") is None and isinstance(kwargs.get("position_ids"), Tensor):
         documents = _documents(kwargs["position_ids"])
         if documents is not None:
-            visible = documents[:, None, :, None] == documents[:, None, None, :]
-            kwargs["attention_mask"] = (visible.tril() if entrance.causal else visible).expand(batch, -1, -1, -1)
+            kwargs["attention_mask"] = _apart(documents.expand(batch, -1), entrance.causal)
     ids = kwargs.get("input_ids") if "input_ids" in entrance.needs else None
     given_tokens = Tokens(None, segment_ids, ids, offset)
     kwargs["relpos_given"] = Given(
@@ -247,6 +247,15 @@ def _past_state(owner: nn.Module, cache: Any, encoding: Any) -> Tensor | None:
         state = remembered(layer.keys, width, sum(part.state_width for part in parts))
         return state[:, : int(layer.get_seq_length()), first : first + encoding.state_width]
     return None
+
+
+def _apart(documents: Tensor, causal: bool) -> Tensor:
+    """The mask ``[B, 1, T, T]`` that keeps documents apart, compact unless it is traced."""
+    batch, length = documents.shape
+    if torch.compiler.is_compiling():
+        visible = documents[:, None, :, None] == documents[:, None, None, :]
+        return visible.tril() if causal else visible
+    return CompactMask(batch, length, length, causal=causal, documents=documents, device=documents.device)
 
 
 def _add_input_terms(

@@ -13,13 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, Cache, EncoderDecoderCache
-from transformers.masking_utils import sdpa_mask
+from transformers.masking_utils import bidirectional_mask_function, causal_mask_function, sdpa_mask
 
 from ..attention.attend import attend
 from ..attention.backends import BACKENDS
 from ..attention.call import Mask
 from ..encodings.composition import key_state
 from ..encodings.positions import Positions
+from .compact_mask import CompactMask
 from .key_memory import KeyMemory
 from .model_inputs import Given
 
@@ -145,8 +146,12 @@ class Site:
             query = query / scale
         offset = 0 if self.cross else relpos_query_offset
         positions = Positions.consecutive(queries, keys, query_offset=offset, device=query.device)
-        dense = None if attention_mask is None else as_visibility(attention_mask[..., :keys])
-        causal = self.causal and dense is None and not self.cross
+        if isinstance(attention_mask, CompactMask) and attention_mask.shape[2:] == (queries, keys):
+            mask = attention_mask.conditions(positions)
+        elif attention_mask is None:
+            mask = Mask(positions, causal=self.causal and not self.cross)
+        else:
+            mask = Mask(positions, dense=as_visibility(attention_mask[..., :keys]))
         given = relpos_given or Given()
         encodings = self.encodings(module)
         return attend(
@@ -154,7 +159,7 @@ class Site:
             key,
             value,
             encodings,
-            Mask(positions, causal=causal, dense=dense),
+            mask,
             scale=scale,
             dropout=dropout,
             backend=backend,
@@ -245,9 +250,44 @@ def _attention_function(
     return site(module, query, key, value, mask, backend=backend, **kwargs)
 
 
-def _mask_function(*args: Any, **kwargs: Any) -> Tensor | None:
+def _mask_function(
+    batch_size: int,
+    q_length: int,
+    kv_length: int,
+    q_offset: int | Tensor = 0,
+    kv_offset: int = 0,
+    mask_function: Callable[..., Any] = causal_mask_function,
+    attention_mask: Tensor | None = None,
+    device: torch.device | str = "cpu",
+    **kwargs: Any,
+) -> Tensor | None:
+    """The mask of a call: compact where it is padding and causality alone, dense for windows and what hosts lay over it, and while tracing."""
+    plain = mask_function in (causal_mask_function, bidirectional_mask_function) and kwargs.get("local_size") is None
+    tracing = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    if plain and not tracing and isinstance(q_offset, int) and isinstance(kv_offset, int):
+        padding = attention_mask
+        if padding is not None:
+            missing = kv_offset + kv_length - padding.shape[-1]
+            padding = torch.nn.functional.pad(padding, (0, max(missing, 0)))[:, kv_offset : kv_offset + kv_length]
+            padding = None if bool(padding.all()) else padding
+        causal = mask_function is causal_mask_function
+        if padding is None and not causal:
+            return None
+        return CompactMask(
+            batch_size, q_length, kv_length, causal=causal, offset=q_offset - kv_offset, padding=padding, device=device
+        )
     # never skipped for causal calls: whoever gets None trusts flags that a bias must not rely on
-    return sdpa_mask(*args, **{**kwargs, "allow_is_causal_skip": False})
+    return sdpa_mask(
+        batch_size,
+        q_length,
+        kv_length,
+        q_offset=q_offset,  # type: ignore[arg-type]
+        kv_offset=kv_offset,
+        mask_function=mask_function,
+        attention_mask=attention_mask,
+        device=device,
+        **{**kwargs, "allow_is_causal_skip": False},
+    )
 
 
 def register_implementations() -> None:
