@@ -31,7 +31,7 @@ def t5_bucket(relative_position: Tensor, num_buckets: int, max_distance: int, bi
 
 @dataclass(frozen=True, kw_only=True)
 class BucketOptions(EncodingOptions):
-    """``num_buckets`` and ``max_distance`` as in the paper."""
+    """``num_buckets``: how many buckets there are for distances; ``max_distance``: where they end, larger distances share the last."""
 
     num_buckets: int = 32
     max_distance: int = 128

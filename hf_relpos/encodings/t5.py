@@ -25,7 +25,7 @@ from .terms import DistanceTable
 
 @dataclass(frozen=True, kw_only=True)
 class T5Options(BucketOptions):
-    """``num_buckets`` and ``max_distance`` as in the paper; ``direction`` auto = causal in a decoder, bidirectional in an encoder."""
+    """``direction`` auto = causal in a decoder, bidirectional in an encoder; ``scaling`` as in the paper or the host's."""
 
     direction: Literal["auto", "causal", "bidirectional"] = "auto"
     scaling: Literal["host", "paper"] = "host"

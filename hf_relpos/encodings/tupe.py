@@ -30,7 +30,7 @@ from .terms import PairFunction
 
 @dataclass(frozen=True, kw_only=True)
 class TupeOptions(BucketOptions):
-    """``max_position_embeddings`` is N, the host's unless given; ``relative``: add T5's bias, with its ``num_buckets`` and ``max_distance``;
+    """``max_position_embeddings`` is N, the host's unless given; ``relative``: add T5's bias, which the buckets are for;
     ``untie_cls``: the first token has no position; ``scaling`` as in the paper or the host's."""
 
     max_position_embeddings: int | None = None

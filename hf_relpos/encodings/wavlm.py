@@ -23,7 +23,7 @@ from .terms import QueryBuckets
 
 @dataclass(frozen=True, kw_only=True)
 class WavLMOptions(BucketOptions):
-    """``num_buckets`` and ``max_distance`` as in the paper; ``direction`` auto = causal in a decoder, bidirectional in an encoder."""
+    """``direction`` auto = causal in a decoder, bidirectional in an encoder."""
 
     num_buckets: int = 320
     max_distance: int = 800
