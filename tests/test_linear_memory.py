@@ -7,10 +7,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import hf_relpos
 from hf_relpos.attention import linear_memory
-from hf_relpos.attention.backends import BackendRefusal
+from hf_relpos.attention.backends import BACKENDS, BackendRefusal, choose
+from hf_relpos.attention.call import AttentionCall, Mask
 from hf_relpos.attention.functional import optional_inputs
 from hf_relpos.encodings.inputs import Contribution, EncodingInputs
 from hf_relpos.encodings.positions import Positions
+from hf_relpos.encodings.terms import DistanceTable, QueryBuckets
 
 CASES = all_cases()
 every_case = pytest.mark.parametrize("case", CASES, ids=label)
@@ -223,3 +225,46 @@ def test_no_tensor_grows_with_the_square_of_length(case, monkeypatch):
         largest.append(watch.bytes)
     assert largest[1] <= 2.2 * largest[0]
     assert largest[1] < 4 * 1024 * 1024
+
+
+@every_kind
+def test_the_kernel_reads_its_mask_in_place(case, monkeypatch):
+    """A mask whose last stride is neither 1 nor 0 would be copied, whole, where no tensor is seen to be made."""
+    fused, strides = linear_memory.scaled_dot_product_attention, []
+
+    def watch(*args, attn_mask=None, **kwargs):
+        strides.append(0 if attn_mask is None else attn_mask.stride(-1))
+        return fused(*args, attn_mask=attn_mask, **kwargs)
+
+    monkeypatch.setattr(linear_memory, "scaled_dot_product_attention", watch)
+    with torch.no_grad():
+        encoding = build(*case)
+        query, key, value = tensors(LENGTH, LENGTH)
+        given = {"is_causal": case[1], "backend": "linear_memory", **extras(LENGTH)}
+        hf_relpos.attention(query, key, value, encoding, **given)
+    assert set(strides) <= {0, 1}
+
+
+def test_auto_takes_it_where_it_is_the_better_choice(monkeypatch):
+    monkeypatch.setattr(linear_memory, "FEW_QUERIES", 8)
+    linear, dense = BACKENDS["linear_memory"], BACKENDS["sdpa"]
+
+    def call(length, queries=None, terms=(), dtype=torch.float32, **options):
+        queries = queries or length
+        positions = Positions.consecutive(queries, length)
+        shape = (1, 12, queries, 4)
+        query, key = torch.zeros(shape, dtype=dtype), torch.zeros(1, 12, length, 4, dtype=dtype)
+        return AttentionCall(query, key, key, Mask(positions, causal=True), 1.0, terms, **options)
+
+    positions = Positions.consecutive(64, 64)
+    table = DistanceTable(torch.zeros(12, 127), positions)
+    content = QueryBuckets(torch.zeros(1, 12, 64, 4), torch.zeros(127, 4), None, positions)
+    # distances: always; what must be recomputed for its gradient: only where scores are many; a single query: in half precision
+    assert choose("auto", call(64, terms=(table,))) is linear
+    assert choose("auto", call(64, terms=(content,))) is dense
+    assert choose("auto", call(64, terms=(table,), dropout=0.1)) is dense
+    assert choose("auto", call(4096, terms=(content,))) is linear
+    assert choose("auto", call(64, 1, terms=(table,))) is dense
+    assert choose("auto", call(64, 1, terms=(table,), dtype=torch.bfloat16)) is linear
+    with torch.no_grad():
+        assert choose("auto", call(64, terms=(content,))) is linear

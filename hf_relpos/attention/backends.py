@@ -11,6 +11,7 @@ from .eager import objections as eager_objections
 from .eager import run as eager_run
 from .linear_memory import objections as linear_memory_objections
 from .linear_memory import run as linear_memory_run
+from .linear_memory import suits as linear_memory_suits
 from .sdpa import objections as sdpa_objections
 from .sdpa import run as sdpa_run
 
@@ -19,17 +20,19 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Backend:
-    """A way to compute attention: ``objections(call)`` lists why it will not, ``run(call)`` gives ``[B, Tq, H, Dv]`` and weights or None."""
+    """A way to compute attention: ``objections(call)`` lists why it will not, ``run(call)`` gives ``[B, Tq, H, Dv]`` and weights or None, ``suits(call)``
+    tells "auto" whether it is a good choice where it can."""
 
     name: str
     objections: Callable[[AttentionCall], list[str]]
     run: Callable[[AttentionCall], tuple[Tensor, Tensor | None]]
+    suits: Callable[[AttentionCall], bool] = lambda call: True
 
 
 # in the order in which "auto" prefers them
 BACKENDS: dict[str, Backend] = {
+    "linear_memory": Backend("linear_memory", linear_memory_objections, linear_memory_run, linear_memory_suits),
     "sdpa": Backend("sdpa", sdpa_objections, sdpa_run),
-    "linear_memory": Backend("linear_memory", linear_memory_objections, linear_memory_run),
     "eager": Backend("eager", eager_objections, eager_run),
 }
 
@@ -46,7 +49,7 @@ def list_backends() -> list[str]:
 
 
 def choose(name: str, call: AttentionCall) -> Backend:
-    """The backend called ``name``; for ``"auto"`` the first that has no objection, logged once for each outcome.
+    """The backend called ``name``; for ``"auto"`` the first that has no objection and suits the call, logged once for each outcome.
 
     Raises ValueError for an unknown name, :class:`BackendRefusal` when the named backend objects to the call.
     """
@@ -54,6 +57,8 @@ def choose(name: str, call: AttentionCall) -> Backend:
         refused: list[str] = []
         for backend in BACKENDS.values():
             reasons = backend.objections(call)
+            if not reasons and not backend.suits(call):
+                reasons = ["it is not the faster choice here"]
             if not reasons:
                 _announce(backend.name, refused)
                 return backend

@@ -38,6 +38,9 @@ BLOCKS, SMALLEST_BLOCK = 8, 256
 TILE_ROWS, TILE_COLS = 256, 512
 MOST_ELEMENTS = 2**22
 
+# scores of one call beyond which "auto" spares them whatever it costs: 2 GiB and more would be held for a gradient
+MANY_SCORES = 2**27
+
 ENDLESS = 2**62
 
 
@@ -51,6 +54,24 @@ def objections(call: AttentionCall) -> list[str]:
     if call.mask.dense is not None:
         reasons.append("the mask is a dense tensor, quadratic in length already")
     return reasons
+
+
+def suits(call: AttentionCall) -> bool:
+    """Whether this is the backend to take where dense ones run too: for distances on a CPU, for what is not learned, and where scores are many.
+
+    Blocks that are recomputed for their gradient take longer than dense scores that fit in memory.
+    """
+    if call.query.shape[2] <= FEW_QUERIES:
+        # the fused kernel is slow in half precision on CPUs
+        return call.query.device.type == "cpu" and call.query.dtype in (torch.bfloat16, torch.float16)
+    scores = call.query.shape[0] * call.query.shape[1] * call.query.shape[2] * call.key.shape[2]
+    if scores > MANY_SCORES:
+        return True
+    if call.query.device.type != "cpu":
+        return False
+    kinds = {type(term) for term in call.score_terms}
+    by_distance = kinds <= {DistanceTable} or kinds == {KeyVector}
+    return (by_distance and not call.value_terms and not call.dropout) or not torch.is_grad_enabled()
 
 
 def run(call: AttentionCall) -> tuple[Tensor, None]:
@@ -94,6 +115,9 @@ def _by_distance(call: AttentionCall) -> Tensor | None:
     table: Tensor | None = None
     for term in tables:
         table = term.table.to(dtype) if table is None else table + term.table.to(dtype)
+    # the kernel reads masks in place only where their last stride is 1 or 0
+    bias = None if bias is None else bias.contiguous()
+    table = None if table is None else table.contiguous()
     lowest, highest = _visible_distances(call.mask)
     square = _square(call, regions, offset)
     if table is None and (call.mask.window is not None or (call.mask.causal and not square)):
