@@ -11,6 +11,7 @@ from transformers import DynamicCache, StaticCache
 
 import hf_relpos
 from hf_relpos.attention.attend import attend
+from hf_relpos.attention.backends import BackendRefusal, list_backends
 from hf_relpos.attention.call import Mask
 from hf_relpos.attention.functional import optional_inputs
 from hf_relpos.encodings.inputs import Tokens
@@ -18,7 +19,8 @@ from hf_relpos.encodings.positions import Positions
 from hf_relpos.models.architectures import ARCHITECTURES
 
 close = {"rtol": 0, "atol": 1e-9}
-LENGTH, LIMIT, SEED = 7, 19, 5
+# long enough for the fused paths to be taken
+LENGTH, LIMIT, SEED = 11, 23, 5
 INNER = [
     {"type": "transformer_xl"},
     {"type": "alibi"},
@@ -44,14 +46,20 @@ def test_randomized_positions_are_sorted_draws_in_training_only(inner, causal):
     positions = Positions.consecutive(LENGTH, LENGTH)
     mask = Mask(positions, causal=causal)
 
-    def output():
+    def outputs():
         given = {"seed": SEED, **optional_inputs(encoding, positions)}
-        return attend(query, key, value, (encoding,), mask, scale=WIDTH**-0.5, **given)[0].transpose(1, 2)
+        for backend in ("auto", *list_backends()):
+            try:
+                found = attend(query, key, value, (encoding,), mask, scale=WIDTH**-0.5, backend=backend, **given)
+            except BackendRefusal:
+                continue
+            yield found[0].transpose(1, 2)
 
     alone = build(inner, causal)
     alone.load_state_dict(encoding.inner.state_dict())
     plain = hf_relpos.attention(query, key, value, alone, is_causal=causal)
-    torch.testing.assert_close(output(), plain, rtol=0, atol=1e-12)
+    for output in outputs():
+        torch.testing.assert_close(output, plain, rtol=0, atol=1e-12)
 
     encoding.train()
     oracle = importlib.import_module(f"oracles.{inner['type']}")
@@ -71,7 +79,8 @@ def test_randomized_positions_are_sorted_draws_in_training_only(inner, causal):
         WIDTH**-0.5,
         **{name: value for name, value in known.items() if name in inspect.signature(oracle.attention).parameters},
     )
-    torch.testing.assert_close(output(), expected, rtol=0, atol=1e-10)
+    for output in outputs():
+        torch.testing.assert_close(output, expected, rtol=0, atol=1e-10)
 
 
 def test_all_positions_drawn_are_the_positions():
@@ -80,7 +89,9 @@ def test_all_positions_drawn_are_the_positions():
     drawn_all = hf_relpos.attention(query, key, value, encoding, is_causal=True)
     torch.testing.assert_close(drawn_all, hf_relpos.attention(query, key, value, encoding.eval(), is_causal=True))
     longer = tensors(LENGTH + 1, LENGTH + 1)
-    with pytest.raises(ValueError, match="8 tokens cannot have distinct random positions below max_position=7"):
+    with pytest.raises(
+        ValueError, match=f"{LENGTH + 1} tokens cannot have distinct random positions below max_position={LENGTH}"
+    ):
         hf_relpos.attention(*longer, encoding.train(), is_causal=True)
 
 

@@ -452,6 +452,7 @@ def test_layers_may_differ(family, tmp_path):
 def test_masks_stay_compact_on_the_way_to_attention(family, monkeypatch):
     """Padding, causality and packing reach attention as what they are; whoever touches the mask gets its numbers."""
     ours = model(family, KINDS["distance"])
+    ours.set_attn_implementation("sdpa")
     ids = tokens(length=10)
     padding = torch.ones_like(ids)
     padding[1, :3] = 0

@@ -104,6 +104,9 @@ def _by_distance(call: AttentionCall) -> Tensor | None:
     vectors = [term for term in call.score_terms if isinstance(term, KeyVector)]
     if len(tables) + len(vectors) < len(call.score_terms) or (tables and vectors):
         return None
+    # an encoding may have given its keys other slots than the mask's, with gaps
+    if any(term.positions.has_gaps for term in tables):
+        return None
     regions = _regions(call.mask, call.query.shape[0])
     if regions is None:
         return None
