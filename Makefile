@@ -28,7 +28,7 @@ check: $(READY)
 	$(BIN)/python -m pytest -m "not slow" -q
 
 bench: $(READY)
-	$(BIN)/python benchmarks/attention.py --device cpu --lengths 512 1024 2048
+	$(BIN)/python benchmarks/attention.py --device cpu --lengths 512 2048 --encodings alibi t5 fox shaw transformer_xl
 
 bench-full: $(READY)
 	$(BIN)/python benchmarks/attention.py --lengths 512 1024 2048 4096 8192 --dtypes float32 bfloat16
