@@ -38,7 +38,7 @@ BLOCKS, SMALLEST_BLOCK = 8, 256
 TILE_ROWS, TILE_COLS = 256, 512
 MOST_ELEMENTS = 2**22
 
-# scores of one call beyond which "auto" spares them whatever it costs: 2 GiB and more would be held for a gradient
+# scores of one call beyond which "auto" spares them whatever it costs: half a GiB in float32, and several copies are held for a gradient
 MANY_SCORES = 2**27
 
 ENDLESS = 2**62
@@ -179,9 +179,7 @@ def _regions(mask: Mask, batch: int) -> list[_Region] | None:
             by_sample.append([(rows, inside)])
             continue
         keys, queries = _runs(mask.key_documents[b, inside]), _runs(mask.query_documents[b])
-        if len(keys) < len({name for name, _, _ in keys}) or len({name for name, _, _ in keys}) < len(keys):
-            return None
-        if len({name for name, _, _ in queries}) < len(queries):
+        if any(len({name for name, _, _ in runs}) < len(runs) for runs in (keys, queries)):
             return None
         places = {name: slice(inside.start + first, inside.start + last) for name, first, last in keys}
         by_sample.append([(slice(a, z), places[name]) for name, a, z in queries if name in places])
