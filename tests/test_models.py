@@ -473,15 +473,18 @@ def test_masks_stay_compact_on_the_way_to_attention(family, monkeypatch):
     assert all(mask.causal == (family in DECODERS) for mask in seen)
 
 
+@pytest.mark.parametrize("window", [None, 2])
 @pytest.mark.parametrize("causal", [False, True])
-def test_a_compact_mask_is_its_numbers_to_everybody_else(causal):
+def test_a_compact_mask_is_its_numbers_to_everybody_else(causal, window):
     padding = torch.tensor([[0, 1, 1, 1, 1], [1, 1, 1, 1, 0]]).bool()
     documents = torch.tensor([[0, 0, 1, 1, 1], [0, 0, 0, 2, 2]])
-    mask = CompactMask(2, 3, 5, causal=causal, offset=2, padding=padding, documents=documents)
+    mask = CompactMask(2, 3, 5, causal=causal, window=window, offset=2, padding=padding, documents=documents)
     i, j = torch.arange(3)[:, None] + 2, torch.arange(5)
     expected = padding[:, None, None] & (documents[:, 2:, None] == documents[:, None])[:, None]
     if causal:
         expected = expected & (j <= i)
+    if window is not None:
+        expected = expected & ((i - j).abs() < window)
     assert mask.shape == (2, 1, 3, 5)
     assert torch.equal(mask.dense(), expected)
     assert torch.equal(mask[..., 1:4], expected[..., 1:4])

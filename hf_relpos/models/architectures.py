@@ -100,4 +100,6 @@ def architecture(model_type: str) -> ArchSpec:
 def is_causal(config: Any) -> bool:
     """Whether the queries of a model with ``config`` see no later keys."""
     causal = architecture(config.model_type).causal
+    if not getattr(config, "is_causal", True):
+        return False
     return bool(config.is_decoder) if causal is None else causal

@@ -21,7 +21,8 @@ class Given:
 
     ``weights``: attention weights are asked for. ``index`` ``[B|1, T]``: the place of each new token in its own text. ``has_cache``: there
     may be keys besides the new ones. ``tokens``: what the new tokens bring along, hidden states excepted. ``relation_ids`` ``[B, T, Tk]``. ``seed``: drawn once
-    for the forward.
+    for the forward. ``masks_are_ours``: the caller gave no mask by query and key, so that all masks are made by our mask function. ``documents`` ``[B, T]``:
+    the packed text of each token, where no mask tells.
     """
 
     weights: bool = False
@@ -30,6 +31,13 @@ class Given:
     tokens: Tokens = field(default_factory=Tokens)
     relation_ids: Tensor | None = None
     seed: int | None = None
+    masks_are_ours: bool = False
+    documents: Tensor | None = None
+
+
+def is_tracing() -> bool:
+    """Whether a graph is being made, in which tensors have no values to look at."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()
 
 
 class Entrance:
@@ -92,10 +100,17 @@ def before_model(
         _check_length(config, entrance.spec, length, offset)
     index = _text_index(kwargs, length, offset, tokens.device, entrance.spec.reserved_positions is not None)
     segment_ids = _segments(segment_ids, kwargs.get("token_type_ids"), entrance, batch, length)
-    if past is None and kwargs.get("attention_mask") is None and isinstance(kwargs.get("position_ids"), Tensor):
+    mask, documents = kwargs.get("attention_mask"), None
+    masks_are_ours = mask is None or (isinstance(mask, Tensor) and mask.ndim == 2)
+    if past is None and mask is None and isinstance(kwargs.get("position_ids"), Tensor):
         documents = _documents(kwargs["position_ids"])
         if documents is not None:
-            kwargs["attention_mask"] = _apart(documents.expand(batch, -1), entrance.causal)
+            documents = documents.expand(batch, -1)
+            # hosts must not look for packed texts themselves, and make a mask of them
+            if is_tracing():
+                kwargs["attention_mask"] = torch.ones_like(documents)
+            else:
+                kwargs["attention_mask"], documents = _apart(documents, entrance.causal), None
     ids = kwargs.get("input_ids") if "input_ids" in entrance.needs else None
     given_tokens = Tokens(None, segment_ids, ids, offset)
     kwargs["relpos_given"] = Given(
@@ -105,6 +120,8 @@ def before_model(
         tokens=given_tokens,
         relation_ids=_relations(relation_ids, entrance, batch, length),
         seed=int(torch.randint(2**31, ())) if "seed" in entrance.needs and base.training else None,
+        masks_are_ours=masks_are_ours,
+        documents=documents,
     )
     if entrance.random_absolute is not None and base.training and past is None and kwargs.get("position_ids") is None:
         kwargs["position_ids"] = _draw_absolute(config, entrance, index, length)
@@ -219,7 +236,7 @@ def _documents(position_ids: Tensor) -> Tensor | None:
         return None
     starts = position_ids[:, 1:] != position_ids[:, :-1] + 1
     # while tracing there are no values to look at: one document is separated from none
-    if not torch.compiler.is_compiling() and not bool(starts.any()):
+    if not is_tracing() and not bool(starts.any()):
         return None
     return torch.nn.functional.pad(starts.long().cumsum(-1), (1, 0))
 
@@ -249,12 +266,9 @@ def _past_state(owner: nn.Module, cache: Any, encoding: Any) -> Tensor | None:
     return None
 
 
-def _apart(documents: Tensor, causal: bool) -> Tensor:
-    """The mask ``[B, 1, T, T]`` that keeps documents apart, compact unless it is traced."""
+def _apart(documents: Tensor, causal: bool) -> CompactMask:
+    """The mask ``[B, 1, T, T]`` that keeps documents apart."""
     batch, length = documents.shape
-    if torch.compiler.is_compiling():
-        visible = documents[:, None, :, None] == documents[:, None, None, :]
-        return visible.tril() if causal else visible
     return CompactMask(batch, length, length, causal=causal, documents=documents, device=documents.device)
 
 

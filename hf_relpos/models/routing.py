@@ -22,7 +22,7 @@ from ..encodings.composition import key_state
 from ..encodings.positions import Positions
 from .compact_mask import CompactMask
 from .key_memory import KeyMemory
-from .model_inputs import Given
+from .model_inputs import Given, is_tracing
 
 PREFIX = "relpos"
 # how users of transformers spell a backend, where it differs from our name
@@ -132,6 +132,7 @@ class Site:
         backend: str,
         scaling: float | None = None,
         dropout: float = 0.0,
+        sliding_window: int | None = None,
         relpos_query_offset: int | Tensor = 0,
         relpos_given: Given | None = None,
         relpos_memory: KeyMemory | None = None,
@@ -145,14 +146,18 @@ class Site:
             scale = module.scaling  # type: ignore[assignment]
             query = query / scale
         offset = 0 if self.cross else relpos_query_offset
-        positions = Positions.consecutive(queries, keys, query_offset=offset, device=query.device)
-        if isinstance(attention_mask, CompactMask) and attention_mask.shape[2:] == (queries, keys):
-            mask = attention_mask.conditions(positions)
-        elif attention_mask is None:
-            mask = Mask(positions, causal=self.causal and not self.cross)
-        else:
-            mask = Mask(positions, dense=as_visibility(attention_mask[..., :keys]))
         given = relpos_given or Given()
+        weights = given.weights or backend == "eager"
+        causal = self.causal and not self.cross
+        if causal and isinstance(offset, int) and keys > offset + queries and not weights:
+            # a static cache has keys that are not written yet, which no query sees
+            keys = offset + queries
+            key, value = key[:, :, :keys], value[:, :, :keys]
+            if relpos_memory is not None:
+                relpos_memory.state = relpos_memory.state[:, :keys]
+        positions = Positions.consecutive(queries, keys, query_offset=offset, device=query.device)
+        documents = None if self.cross else given.documents
+        mask = _mask_of_call(attention_mask, positions, causal, sliding_window, given.masks_are_ours, documents)
         encodings = self.encodings(module)
         return attend(
             query,
@@ -163,9 +168,40 @@ class Site:
             scale=scale,
             dropout=dropout,
             backend=backend,
-            need_weights=given.weights or backend == "eager",
+            need_weights=weights,
             **self._optional_inputs(module, encodings, positions, given, relpos_memory, relpos_hidden_states),
         )
+
+
+def _mask_of_call(
+    mask: Tensor | None,
+    positions: Positions,
+    causal: bool,
+    sliding_window: int | None,
+    ours: bool,
+    documents: Tensor | None,
+) -> Mask:
+    """What the host's ``mask`` says about the queries and keys at ``positions``, dense only where it cannot be said otherwise.
+
+    ``causal`` and ``sliding_window`` are the attention module's own, which count where the mask is ``ours``, and so do the ``documents`` ``[B, T]`` of tokens.
+    """
+    # hosts count the window from the query, which sees this many keys on its own side of it, itself included only where causal
+    window = sliding_window if sliding_window is None or causal else sliding_window + 1
+    if isinstance(mask, CompactMask) and mask.shape[2] == positions.num_queries and mask.shape[3] >= positions.num_keys:
+        found = mask.conditions(positions)
+        return found if window is None or found.window is not None else replace(found, window=window)
+    if mask is None:
+        found = Mask(positions, causal, window)
+    else:
+        visible = as_visibility(mask)[..., : positions.num_keys]
+        if visible.shape[1] > 1 or (visible.shape[2] > 1 and visible.stride(2)):
+            return Mask(positions, dense=visible)
+        # one row for all queries: a mask of keys
+        padding = visible[:, 0, 0]
+        found = Mask(positions, key_padding=padding)
+        if ours:
+            found = Mask(positions, causal, window, padding)
+    return found if documents is None else replace(found, query_documents=documents, key_documents=documents)
 
 
 def members(owner: nn.Module) -> list[Any]:
@@ -218,8 +254,8 @@ def before_attention(
         layer = getattr(module, "layer_idx", None)
         offset = cache.get_query_offset(layer if layer is not None else 0)
         if isinstance(offset, Tensor):
-            # a static cache returns its live counter, which the update is about to move
-            offset = offset.clone()
+            # a static cache returns its live counter, which the update is about to move; reading it costs nothing on a CPU
+            offset = int(offset) if offset.device.type == "cpu" and not is_tracing() else offset.clone()
     kwargs = {**kwargs, "relpos_query_offset": offset}
     site: Site = module._relpos_site  # type: ignore[assignment]
     encodings = site.encodings(module)
@@ -250,6 +286,27 @@ def _attention_function(
     return site(module, query, key, value, mask, backend=backend, **kwargs)
 
 
+def _plain_kind(
+    mask_function: Callable[..., Any],
+    local_size: int | None = None,
+    use_vmap: bool = False,
+    allow_is_causal_skip: bool = True,
+    allow_is_bidirectional_skip: bool | None = None,
+    config: Any = None,
+    **kwargs: Any,
+) -> tuple[bool, int | None] | None:
+    """Causality and window of a mask that is no more than these and padding; None for one that hosts lay something else over."""
+    if local_size is None:
+        known = {causal_mask_function: True, bidirectional_mask_function: False}
+        return (known[mask_function], None) if mask_function in known else None
+    # a window is made anew at each call; a host allows to skip one, where it hides nothing, only if nothing lies over it
+    if use_vmap or local_size != getattr(config, "sliding_window", None):
+        return None
+    if allow_is_bidirectional_skip is not None:
+        return (False, local_size + 1) if allow_is_bidirectional_skip else None
+    return (True, local_size) if allow_is_causal_skip else None
+
+
 def _mask_function(
     batch_size: int,
     q_length: int,
@@ -261,20 +318,33 @@ def _mask_function(
     device: torch.device | str = "cpu",
     **kwargs: Any,
 ) -> Tensor | None:
-    """The mask of a call: compact where it is padding and causality alone, dense for windows and what hosts lay over it, and while tracing."""
-    plain = mask_function in (causal_mask_function, bidirectional_mask_function) and kwargs.get("local_size") is None
-    tracing = torch.compiler.is_compiling() or torch.jit.is_tracing()
-    if plain and not tracing and isinstance(q_offset, int) and isinstance(kv_offset, int):
+    """The mask of a call: compact where it is padding, causality and a window, dense where hosts lay something else over these.
+
+    While tracing, where no compact mask can be made, it is what differs by key, with a stride of 0 over queries, and the attention module knows the rest.
+    A query over the unwritten part of a static cache has a mask as large as a row of it, whoever makes it.
+    """
+    kind = _plain_kind(mask_function, **kwargs)
+    if kind is not None and not (isinstance(q_offset, Tensor) and q_length == 1):
+        causal, window = kind
         padding = attention_mask
         if padding is not None:
             missing = kv_offset + kv_length - padding.shape[-1]
             padding = torch.nn.functional.pad(padding, (0, max(missing, 0)))[:, kv_offset : kv_offset + kv_length]
-            padding = None if bool(padding.all()) else padding
-        causal = mask_function is causal_mask_function
-        if padding is None and not causal:
+        if is_tracing():
+            return None if padding is None else padding[:, None, None].expand(-1, -1, q_length, -1)
+        if padding is not None and bool(padding.all()):
+            padding = None
+        if padding is None and not causal and window is None:
             return None
         return CompactMask(
-            batch_size, q_length, kv_length, causal=causal, offset=q_offset - kv_offset, padding=padding, device=device
+            batch_size,
+            q_length,
+            kv_length,
+            causal=causal,
+            window=window,
+            offset=q_offset - kv_offset,
+            padding=padding,
+            device=device,
         )
     # never skipped for causal calls: whoever gets None trusts flags that a bias must not rely on
     return sdpa_mask(
