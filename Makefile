@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check bench bench-full docs clean
+.PHONY: demo test check bench bench-host bench-long bench-full docs clean
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -28,7 +28,13 @@ check: $(READY)
 	$(BIN)/python -m pytest -m "not slow" -q
 
 bench: $(READY)
-	$(BIN)/python benchmarks/attention.py --device cpu --lengths 512 2048 --encodings alibi t5 fox shaw transformer_xl
+	$(BIN)/python benchmarks/targets.py --device cpu
+
+bench-host: $(READY)
+	$(BIN)/python benchmarks/against_host.py --device cpu
+
+bench-long: $(READY)
+	$(BIN)/python benchmarks/long_text.py --device cpu
 
 bench-full: $(READY)
 	$(BIN)/python benchmarks/attention.py --lengths 512 1024 2048 4096 8192 --dtypes float32 bfloat16

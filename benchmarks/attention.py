@@ -8,32 +8,29 @@ README.md beside this file says how to read the results.
 """
 
 import argparse
-import os
-import platform
 import shlex
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import product
-from pathlib import Path
 
-import torch
-import transformers
-from attention_case import Case, Setting, prepare
+from attention_case import Case, Setting
 from call_timing import Effort, interleaved_times
+from command_line import DTYPES, add_common_flags, find_device, positive
+from comparison import rounded
+from machine import describe_machine, versions
 from peak_memory import OutOfMemory, peak_memory
-from result_files import Machine, Results, Row, write_atomically
+from result_files import Results, Row
 from result_table import render
+from storage import store
 from tqdm import tqdm
 
 import hf_relpos
 from hf_relpos.attention.backends import BackendRefusal
 
-RESULTS = Path(__file__).parent / "results"
 LENGTHS = [512, 1024, 2048]
-DTYPES = ["float32", "bfloat16"]
 
 
 def measure(case: Case, plain_memory: int | None, effort: Effort) -> Row:
@@ -47,21 +44,16 @@ def measure(case: Case, plain_memory: int | None, effort: Effort) -> Row:
         return replace(row, status="refused", reason=str(error), plain_memory=plain_memory)
     assert module is not None
     row = replace(row, rel_pos=module.config(), plain_memory=plain_memory)
-    plain = replace(case, encoding=None, backend=None)
+    plain = case.plain
     try:
         # memory first: what does not fit there must not be tried in this process
         memory = peak_memory(case)
-        times, plain_times = interleaved_times((prepare(case), prepare(plain)), case.setting.device, effort)
+        times, plain_times = interleaved_times((case.prepare(), plain.prepare()), case.setting.device, effort)
     except BackendRefusal as error:
         return replace(row, status="refused", reason=str(error))
     except OutOfMemory as error:
         return replace(row, status="failed", reason=str(error))
-    return replace(row, memory=memory, milliseconds=_rounded(times), plain_milliseconds=_rounded(plain_times))
-
-
-def _rounded(milliseconds: Iterable[float]) -> tuple[float, ...]:
-    """Times to a tenth of a microsecond, which no call is short enough to miss."""
-    return tuple(round(value, 4) for value in milliseconds)
+    return replace(row, memory=memory, milliseconds=rounded(times), plain_milliseconds=rounded(plain_times))
 
 
 def measure_all(
@@ -83,47 +75,6 @@ def measure_all(
     return tuple(rows)
 
 
-def describe_machine(device: str) -> Machine:
-    """This machine, seen from ``device``."""
-    on_gpu = torch.device(device).type == "cuda"
-    return Machine(
-        processor=torch.cuda.get_device_name(device) if on_gpu else cpu_model(),
-        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
-        threads=torch.get_num_threads(),
-        memory=torch.cuda.get_device_properties(device).total_memory
-        if on_gpu
-        else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        system=f"{platform.system()} {platform.release().split('-')[0]} {platform.machine()}",
-        load=os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
-    )
-
-
-def cpu_model() -> str:
-    """The CPU's name as the system gives it."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
-def versions() -> dict[str, str]:
-    """Versions of what the numbers depend on."""
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "hf_relpos": hf_relpos.__version__,
-    }
-
-
-def positive(text: str) -> int:
-    """A flag's value that counts something."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not a positive integer")
-    return value
-
-
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The flags; a wrong one ends the program with status 2 and the valid values."""
     parser = argparse.ArgumentParser(
@@ -134,9 +85,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     encodings, backends = hf_relpos.list_encodings(), hf_relpos.list_backends()
     defaults = Setting("cpu", DTYPES[0])
     parser.add_argument("--lengths", type=positive, nargs="+", default=LENGTHS, help="tokens")
-    parser.add_argument(
-        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: cuda where there is one"
-    )
+    add_common_flags(parser)
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=DTYPES[:1], help="one result file for each")
     parser.add_argument("--encodings", nargs="+", choices=encodings, default=encodings, metavar="NAME", help="methods")
     parser.add_argument("--backends", nargs="+", choices=backends, default=backends, metavar="NAME", help="backends")
@@ -146,20 +95,10 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=positive, default=Effort.rounds, help="rounds of a case at least")
     parser.add_argument("--max-rounds", type=positive, default=Effort.max_rounds, help="rounds of a case at most")
     parser.add_argument("--seconds", type=float, default=Effort.seconds, help="time for the rounds of a case")
-    parser.add_argument("--output", type=Path, default=RESULTS, help="folder; files of the same name are replaced")
     arguments = parser.parse_args(argv)
     if arguments.rounds > arguments.max_rounds:
         parser.error(f"--rounds {arguments.rounds} is more than --max-rounds {arguments.max_rounds}")
     return arguments
-
-
-def find_device(name: str) -> str:
-    """The device that ``--device`` means; ends the program where there is none."""
-    if name == "cuda" and not torch.cuda.is_available():
-        sys.exit("attention.py: --device cuda: PyTorch finds no CUDA device")
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    return name
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -168,7 +107,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parse(given)
     device = find_device(arguments.device)
     effort = Effort(arguments.rounds, arguments.max_rounds, arguments.seconds)
-    arguments.output.mkdir(parents=True, exist_ok=True)
     for dtype in arguments.dtypes:
         setting = Setting(device, dtype, arguments.batch, arguments.heads, arguments.head_dim)
         machine, begin = describe_machine(device), time.monotonic()
@@ -183,11 +121,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             effort=effort,
             rows=rows,
         )
-        path = arguments.output / f"{results.stem}.json"
-        write_atomically(path, results.to_json())
-        write_atomically(path.with_suffix(".md"), render(results))
-        print(render(results))
-        print(f"wrote {path} and {path.with_suffix('.md').name}")
+        store(results, render(results), arguments.output)
 
 
 if __name__ == "__main__":

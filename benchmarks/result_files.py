@@ -3,26 +3,13 @@
 import json
 import os
 import re
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import median
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from attention_case import Setting
 from call_timing import Effort
-
-
-class Spread(NamedTuple):
-    """Median and extremes over the rounds."""
-
-    median: float
-    minimum: float
-    maximum: float
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> "Spread":
-        return cls(median(values), min(values), max(values))
+from comparison import Comparison, Spread
 
 
 @dataclass(frozen=True)
@@ -67,14 +54,28 @@ class Machine:
 
 
 @dataclass(frozen=True)
-class Results:
-    """A run: ``command`` that made it, ``finished`` as a UTC time, ``duration`` in seconds, what it ran on, and its rows."""
+class Run:
+    """What every file says of the run that made it: ``command``, the UTC time when it had ``finished``, ``duration`` in seconds, and what it ran on."""
 
     command: str
     finished: str
     duration: float
     machine: Machine
     versions: dict[str, str]
+
+    @property
+    def processor(self) -> str:
+        """The processor's name as a part of a file's name."""
+        return re.sub(r"[^a-z0-9]+", "-", self.machine.processor.lower()).strip("-")
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), indent=1) + "\n"
+
+
+@dataclass(frozen=True)
+class Results(Run):
+    """A run of ``attention.py`` over one dtype."""
+
     setting: Setting
     effort: Effort
     rows: tuple[Row, ...]
@@ -82,28 +83,42 @@ class Results:
     @property
     def stem(self) -> str:
         """Name of the files without their ending: kind of device, processor, dtype."""
-        device = self.setting.device.split(":")[0]
-        slug = re.sub(r"[^a-z0-9]+", "-", self.machine.processor.lower()).strip("-")
-        return f"{device}-{slug}-{self.setting.dtype}"
-
-    def to_json(self) -> str:
-        return json.dumps(asdict(self), indent=1) + "\n"
+        return f"{self.setting.device.split(':')[0]}-{self.processor}-{self.setting.dtype}"
 
     @classmethod
     def from_json(cls, text: str) -> "Results":
         """The inverse of :meth:`to_json`; raises KeyError or TypeError where keys are missing or unknown."""
         data = json.loads(text)
-        rows: list[dict[str, Any]] = data["rows"]
-        for row in rows:
-            row |= {name: tuple(row[name]) for name in ("milliseconds", "plain_milliseconds")}
+        rows = tuple(Row(**_with_tuples(row, "milliseconds", "plain_milliseconds")) for row in data["rows"])
         parts = {"machine": Machine, "setting": Setting, "effort": Effort}
-        return cls(
-            **{
-                **data,
-                **{name: part(**data[name]) for name, part in parts.items()},
-                "rows": tuple(Row(**row) for row in rows),
-            }
+        return cls(**{**data, **{name: part(**data[name]) for name, part in parts.items()}, "rows": rows})
+
+
+@dataclass(frozen=True)
+class ComparisonResults(Run):
+    """A run of the command called ``topic``, whose file has the function that renders it."""
+
+    topic: str
+    device: str
+    comparisons: tuple[Comparison, ...]
+
+    @property
+    def stem(self) -> str:
+        """Name of the files without their ending: topic, kind of device, processor."""
+        return f"{self.topic}-{self.device.split(':')[0]}-{self.processor}"
+
+    @classmethod
+    def from_json(cls, text: str) -> "ComparisonResults":
+        """The inverse of :meth:`to_json`; raises KeyError or TypeError where keys are missing or unknown."""
+        data = json.loads(text)
+        comparisons = tuple(
+            Comparison(**_with_tuples(row, "milliseconds", "reference_milliseconds")) for row in data["comparisons"]
         )
+        return cls(**{**data, "machine": Machine(**data["machine"]), "comparisons": comparisons})
+
+
+def _with_tuples(data: dict[str, Any], *names: str) -> dict[str, Any]:
+    return data | {name: tuple(data[name]) for name in names}
 
 
 def write_atomically(path: Path, text: str) -> None:

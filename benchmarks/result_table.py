@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from itertools import product
 
-from result_files import Results, Row, Spread
+from comparison import Comparison, Spread
+from result_files import ComparisonResults, Results, Row
 
 MISSING = "–"
 
@@ -20,22 +21,63 @@ def render(results: Results) -> str:
 
 
 def _head(results: Results) -> str:
-    machine, setting = results.machine, results.setting
+    setting = results.setting
     rounds = [len(row.milliseconds) for row in results.rows if row.status == "measured"]
-    counted = f"{min(rounds)} to {max(rounds)} rounds a case" if rounds else "nothing measured"
+    measured = f"B={setting.batch}, H={setting.heads}, D={setting.head_dim}, {setting.dtype} on {setting.device}; {_counted(rounds)}"
+    return "\n\n".join(
+        (
+            f"# Attention on {results.machine.processor}, {setting.dtype}",
+            origin(results, measured),
+            "Time: ratio to plain SDPA of the same direction, median (lowest–highest). Memory: MiB at the peak. First row: plain SDPA itself.",
+        )
+    )
+
+
+def _counted(rounds: Sequence[int]) -> str:
+    return f"{min(rounds)} to {max(rounds)} rounds a case" if rounds else "nothing measured"
+
+
+def origin(results: Results | ComparisonResults, measured: str) -> str:
+    """Where a table comes from: file, command, machine, versions, and a line with what was ``measured``."""
+    machine = results.machine
     load = "unknown" if machine.load is None else f"{machine.load:.2f}"
     lines = [
-        f"# Attention on {machine.processor}, {setting.dtype}",
-        f"Made from `{results.stem}.json`, which has every number; how to read it: [README](../README.md).",
         f"- command: `{results.command}`",
         f"- machine: {machine.processor}, {machine.cores} CPU cores, {machine.threads} threads, {machine.memory / 2**30:.1f} GiB, {machine.system};"
         f" load before the run: {load}",
         "- versions: " + ", ".join(f"{name} {version}" for name, version in results.versions.items()),
-        f"- B={setting.batch}, H={setting.heads}, D={setting.head_dim}, {setting.dtype} on {setting.device}; {counted};"
-        f" finished {results.finished} after {results.duration / 60:.1f} minutes",
-        "Time: ratio to plain SDPA of the same direction, median (lowest–highest). Memory: MiB at the peak. First row: plain SDPA itself.",
+        f"- {measured}; finished {results.finished} after {results.duration / 60:.1f} minutes",
     ]
-    return "\n\n".join((*lines[:2], "\n".join(lines[2:-1]), lines[-1]))
+    made_from = f"Made from `{results.stem}.json`, which has every number; how to read it: [README](../README.md)."
+    return f"{made_from}\n\n" + "\n".join(lines)
+
+
+def comparison_head(results: ComparisonResults, title: str, what: str) -> str:
+    """Title, origin and explanation of a table of comparisons."""
+    rounds = [len(row.milliseconds) for row in results.comparisons if row.milliseconds]
+    return "\n\n".join((f"# {title} on {results.machine.processor}", origin(results, _counted(rounds)), what))
+
+
+def grid(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
+    return "\n".join(f"| {' | '.join(line)} |" for line in (header, ["---"] * len(header), *lines))
+
+
+def spread(value: Spread | None) -> str:
+    """``median (lowest–highest)``."""
+    return MISSING if value is None else f"{value.median:.2f} ({value.minimum:.2f}–{value.maximum:.2f})"
+
+
+def not_measured(comparisons: Sequence[Comparison]) -> str:
+    """A line for each name and reason, with where it holds; empty where all was measured."""
+    places: dict[tuple[str, str, str], list[str]] = {}
+    for row in comparisons:
+        if row.reason is not None:
+            place = f"{row.work} {row.dtype} {row.length}"
+            places.setdefault((row.name, row.status, row.reason), []).append(place)
+    return "\n".join(
+        f"- {name}, {', '.join(where)}: {status}. {reason}" for (name, status, reason), where in places.items()
+    )
 
 
 def _table(rows: Sequence[Row]) -> str:
@@ -44,7 +86,6 @@ def _table(rows: Sequence[Row]) -> str:
     plain = {length: [row for row in rows if row.length == length] for length in lengths}
     lines = [
         ["encoding", "backend", *(f"time {length}" for length in lengths), *(f"MiB {length}" for length in lengths)],
-        ["---"] * (2 + 2 * len(lengths)),
         [
             "plain SDPA",
             "",
@@ -55,7 +96,7 @@ def _table(rows: Sequence[Row]) -> str:
     for encoding, backend in dict.fromkeys((row.encoding, row.backend) for row in rows):
         found = [cells.get((encoding, backend, length)) for length in lengths]
         lines.append([encoding, backend, *map(_time, found), *map(_memory, found)])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return grid(lines[0], lines[1:])
 
 
 def _reasons(rows: Sequence[Row]) -> str:
@@ -75,15 +116,15 @@ def _time(row: Row | None) -> str:
         return MISSING
     if row.status != "measured":
         return row.status
-    ratio = row.ratio
-    return f"{ratio.median:.2f} ({ratio.minimum:.2f}–{ratio.maximum:.2f})"
+    return spread(row.ratio)
 
 
 def _memory(row: Row | None) -> str:
-    return MISSING if row is None else _mebibytes(row.memory)
+    return MISSING if row is None else mebibytes(row.memory)
 
 
-def _mebibytes(count: int | None) -> str:
+def mebibytes(count: int | None) -> str:
+    """MiB."""
     return MISSING if count is None else f"{count / 2**20:.1f}"
 
 
@@ -93,4 +134,4 @@ def _plain_time(rows: Sequence[Row]) -> str:
 
 
 def _plain_memory(rows: Sequence[Row]) -> str:
-    return _mebibytes(rows[0].plain_memory)
+    return mebibytes(rows[0].plain_memory)

@@ -1,5 +1,6 @@
 """The benchmarks measure what they say, and the kept tables say what was measured."""
 
+import importlib
 import json
 import re
 import shlex
@@ -8,19 +9,20 @@ from itertools import product
 from pathlib import Path
 
 import attention as benchmark
+import command_line
 import pytest
 import torch
 from attention_case import Case, Setting, optional_inputs
 from call_timing import Effort, interleaved_times
 from peak_memory import CLEAR_REFS, OutOfMemory, peak_memory
-from result_files import Machine, Results, Row, write_atomically
+from result_files import ComparisonResults, Machine, Results, Row, write_atomically
 from result_table import MISSING, render
 
 import hf_relpos
 from hf_relpos.attention.backends import BackendRefusal
 
 ROOT = Path(__file__).parent.parent
-KEPT = benchmark.RESULTS
+KEPT = command_line.RESULTS
 STEMS = sorted({path.stem for suffix in ("json", "md") for path in KEPT.glob(f"*.{suffix}")})
 LENGTH, HEADS, WIDTH, ROUNDS = 32, 2, 8, 2
 TINY = Setting("cpu", "float32", heads=HEADS, head_dim=WIDTH)
@@ -172,9 +174,15 @@ def test_file_names_follow_the_device():
     STEMS or [pytest.param(None, marks=pytest.mark.skip(reason="benchmarks/results holds no results yet: run make bench"))],
 )  # fmt: skip
 def test_kept_tables_are_rendered_from_the_numbers_beside_them(stem):
-    results = Results.from_json((KEPT / f"{stem}.json").read_text(encoding="utf-8"))
+    numbers, table = ((KEPT / f"{stem}.{suffix}").read_text(encoding="utf-8") for suffix in ("json", "md"))
+    if "topic" in json.loads(numbers):
+        results = ComparisonResults.from_json(numbers)
+        rendered = importlib.import_module(results.topic).render(results)
+    else:
+        results = Results.from_json(numbers)
+        rendered = render(results)
     assert results.stem == stem
-    assert (KEPT / f"{stem}.md").read_text(encoding="utf-8") == render(results)
+    assert table == rendered
 
 
 def test_calls_take_turns_after_a_round_that_does_not_count():
@@ -234,15 +242,17 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
 
 
 def commands(text):
-    return re.findall(r"python (benchmarks/attention\.py.*)$", text, flags=re.MULTILINE)
+    return re.findall(r"python (benchmarks/\w+\.py.*)$", text, flags=re.MULTILINE)
 
 
-def test_commands_of_the_readme_and_of_make_are_valid():
+def test_commands_of_the_readme_of_make_and_of_the_files_are_valid():
     readme, makefile = (commands((ROOT / name).read_text()) for name in ("benchmarks/README.md", "Makefile"))
-    assert len(makefile) == 2
+    assert len(makefile) >= 4
     assert set(makefile) <= set(readme)
-    for command in readme:
-        benchmark.parse(shlex.split(command)[1:])
+    files = [command for path in (ROOT / "benchmarks").glob("*.py") for command in commands(path.read_text())]
+    for command in {*readme, *files}:
+        script, *flags = shlex.split(command)
+        importlib.import_module(Path(script).stem).parse([flag.replace("NAME", "t5") for flag in flags])
 
 
 @pytest.mark.parametrize("flags", ["--encodings nonsense", "--lengths 0", "--rounds 5 --max-rounds 3"])

@@ -1,0 +1,203 @@
+"""The commands that compare measure what they say, at tiny sizes: targets, hosts, very long texts."""
+
+import importlib
+from dataclasses import replace
+
+import against_host
+import long_text
+import pytest
+import targets
+import torch
+from attention_case import BACKWARD, DECODE, FORWARD, Case, Setting
+from call_timing import Effort, interleaved_times, rounds_at
+from comparison import Comparison, compare
+from peak_memory import CLEAR_REFS
+from result_files import ComparisonResults, Machine
+from target_rows import LINEAR_GROWTH, ROWS
+
+import hf_relpos
+
+TINY = "--device cpu --heads 2 --head-dim 8"
+LENGTHS = (16, 32)
+ON_LINUX = CLEAR_REFS.exists()
+
+
+def run(command, flags, folder):
+    """The results of a command with tiny sizes, and its table."""
+    command.main([*TINY.split(), *flags.split(), "--output", str(folder)])
+    numbers, table = (next(folder.glob(f"*.{suffix}")) for suffix in ("json", "md"))
+    results = ComparisonResults.from_json(numbers.read_text())
+    assert importlib.import_module(results.topic) is command
+    assert numbers.stem == table.stem == results.stem
+    assert table.read_text() == command.render(results)
+    assert results.machine.threads == torch.get_num_threads()
+    return results, table.read_text()
+
+
+def table_rows(text):
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"]
+    return lines[0], lines[2:]
+
+
+def test_every_row_of_the_targets_runs(tmp_path):
+    """With one round and few tokens, and the cache of decoding cut to as many."""
+    lengths = " ".join(map(str, LENGTHS))
+    rows = {name: replace(row, lengths=()) for name, row in ROWS.items()}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(targets, "ROWS", rows)
+        patch.setattr(targets, "compare", lambda *a, memory: compare(*a, memory=memory and a[1].encoding == "t5"))
+        results, text = run(targets, f"--rounds 1 --lengths {lengths}", tmp_path)
+    assert all(row.status == "measured" and row.ratio.minimum > 0 for row in results.comparisons)
+    expected = {
+        (row.name, dtype, length, DECODE if row.decode else BACKWARD if backward else FORWARD)
+        for row in rows.values()
+        for dtype in row.limits
+        for length in LENGTHS
+        for backward in row.passes
+    }
+    assert {(row.name, row.dtype, row.length, row.work) for row in results.comparisons} == expected
+    header, lines = table_rows(text)
+    assert len(lines) == len({row[:3] for row in expected})
+    assert header[2:] == ["L", "forward", "target", "forward+backward", "target", "memory", "target", "met"]
+    if ON_LINUX:
+        assert all(
+            (row.memory is not None) == (row.work == BACKWARD and "t5" in row.name) for row in results.comparisons
+        )
+
+
+def made_up(*comparisons):
+    machine = Machine("Some CPU", 2, 2, 2**34, "Linux", None)
+    return ComparisonResults("python", "2026-01-01", 60.0, machine, {"torch": "2"}, "targets", "cpu", comparisons)
+
+
+def verdict(forward, backward, memory, shorter_memory):
+    """What the table says of a distance table with these ratios; ``shorter_memory`` is that of half the length."""
+    name = "distance-t5"
+    rows = [
+        Comparison(name, "plain", FORWARD, 4096, "float32", milliseconds=(forward,), reference_milliseconds=(1.0,)),
+        Comparison(
+            name, "plain", BACKWARD, 4096, "float32", milliseconds=(backward,), reference_milliseconds=(1.0,),
+            memory=memory, reference_memory=100,
+        ),
+        Comparison(name, "plain", BACKWARD, 2048, "float32", memory=shorter_memory, reference_memory=50),
+    ]  # fmt: skip
+    _, lines = table_rows(targets.render(made_up(*rows)))
+    return next(line[-1] for line in lines if line[2] == "4096")
+
+
+def test_a_target_is_met_or_not():
+    limits = ROWS["distance-t5"].limits["float32"]
+    assert (limits.forward, limits.backward, limits.memory) == (1.08, 1.25, 2.5)
+    assert verdict(1.08, 1.25, 250, 125) == "yes"
+    assert verdict(1.084, 1.254, 250, 250 / LINEAR_GROWTH) == "yes"
+    assert verdict(1.09, 1.25, 250, 125) == "no: forward"
+    assert verdict(1.08, 1.26, 251, 125) == "no: backward, memory"
+    assert verdict(1.0, 1.0, 250, 100) == "no: growth"
+
+
+def test_what_was_not_measured_is_not_met():
+    row = Comparison("distance-t5", "plain", BACKWARD, 2048, "float32", "failed", "too large")
+    text = targets.render(made_up(row))
+    assert table_rows(text)[1][0][-1] == "no: forward, backward, memory"
+    assert "- distance-t5, forward+backward float32 2048: failed. too large" in text
+
+
+def test_a_profile_names_operators(tmp_path, capsys):
+    targets.main([*TINY.split(), "--profile", "distance-t5", "--lengths", "16", "--output", str(tmp_path)])
+    shown = capsys.readouterr().out
+    files = sorted(path.name for path in tmp_path.iterdir())
+    dtypes = ROWS["distance-t5"].limits
+    assert len(files) == 2 * len(dtypes)
+    assert f"profile-distance-t5-cpu-16-float32-{FORWARD}.txt" in files
+    for path in tmp_path.iterdir():
+        assert path.read_text() in shown
+        assert "aten::" in path.read_text()
+
+
+@pytest.mark.parametrize("host", against_host.HOSTS)
+def test_a_host_computes_the_same_encoding(host):
+    """Equal outputs where nothing is learned or the table can be shared; elsewhere the right shape, and a gradient for all that learns."""
+    torch.manual_seed(0)
+    row = against_host.HOSTS[host]
+    query, key, value = (torch.randn(2, 24, 4, 8).transpose(1, 2).requires_grad_() for _ in range(3))
+    attend, inputs = row.path(query, key, value)
+    output = attend()
+    assert output.shape == query.shape
+    gradients = torch.autograd.grad(output.square().sum(), inputs, allow_unused=True)
+    used = [gradient for gradient in gradients if gradient is not None]
+    assert all(gradient.isfinite().all() for gradient in used)
+    # a DeBERTa's biases of values stand elsewhere in ours
+    assert len(gradients) - len(used) == 0
+    ours = hf_relpos.build_encoding(
+        {"type": row.encoding, **dict(row.options)},
+        num_heads=4,
+        head_dim=8,
+        max_position_embeddings=24,
+        causal=row.causal,
+    )
+    learned = dict(ours.named_parameters())
+    if set(learned) <= {"distance_embedding"} or host == "t5-rebuilt":
+        for parameter in learned.values():
+            parameter.data = inputs[-1].data
+        expected = hf_relpos.attention(query, key, value, ours, is_causal=row.causal)
+        torch.testing.assert_close(output, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_hosts_are_compared_at_every_length(tmp_path):
+    results, text = run(against_host, "--rounds 1 --lengths 16 --hosts bloom deberta_v2", tmp_path)
+    assert {(row.reference, row.work) for row in results.comparisons} == {
+        (host, work) for host in ("bloom", "deberta_v2") for work in (FORWARD, BACKWARD)
+    }
+    assert [line[2] for line in table_rows(text)[1]] == ["16", "16"]
+
+
+def test_a_very_long_text_has_time_and_memory(tmp_path):
+    results, text = run(long_text, "--length 64", tmp_path)
+    (row,) = results.comparisons
+    assert (row.length, row.work, len(row.milliseconds), len(row.reference_milliseconds)) == (64, BACKWARD, 1, 1)
+    if ON_LINUX:
+        assert row.resident > row.memory >= 0
+    assert table_rows(text)[1][0][-1] == ("yes" if ON_LINUX else "unknown")
+
+
+def test_padding_and_decoding_are_the_same_call_for_both():
+    """Plain attention and an encoding that adds nothing give the same, so they were given the same masks, queries and cache."""
+    setting = Setting("cpu", "float32", batch=2, heads=2, head_dim=8)
+    seen = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("attention_case._discard", seen.append)
+        for case in (
+            Case(setting, 12, False, False, padding=(1.0, 0.5)),
+            Case(setting, 12, True, False, decode=True),
+            Case(setting, 12, True, False),
+        ):
+            case.prepare()()
+            replace(case, encoding="none", backend="auto").prepare()()
+            plain, ours = seen[-2:]
+            assert plain.shape == ours.shape
+            torch.testing.assert_close(plain, ours)
+    assert seen[2].shape[2] == 1
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"padding": (1.0,)}, {"padding": (1.0, 0.5), "causal": True}, {"decode": True, "causal": False}],
+)
+def test_a_case_that_makes_no_sense_is_refused(fields):
+    setting = Setting("cpu", "float32", batch=2)
+    with pytest.raises(ValueError, match="is not valid"):
+        Case(**{"setting": setting, "length": 8, "causal": False, "backward": False, **fields})
+
+
+def test_a_refusal_is_a_status_and_no_crash():
+    case = Case(Setting("cpu", "float32", heads=2, head_dim=8), 8, False, False, "t5", "auto", (("num_buckets", -1),))
+    row = compare(("t5", "plain"), case, case.plain, Effort(), memory=False)
+    assert (row.status, row.ratio) == ("refused", None)
+    assert "num_buckets" in row.reason
+
+
+def test_rounds_become_fewer_and_the_clock_can_count_work():
+    assert [rounds_at(5, length) for length in (128, 2048, 4096, 8192, 16384)] == [5, 5, 3, 2, 2]
+    assert rounds_at(1, 8192) == 1
+    times = interleaved_times([lambda: sum(range(10**5))], "cpu", Effort(1, 1, 0, clock="cpu"))
+    assert times[0][0] > 0
