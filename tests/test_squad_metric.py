@@ -3,7 +3,7 @@
 from types import SimpleNamespace
 
 import pytest
-from squad_metric import exact, f1, normalise, squad_scores
+from metrics.squad import exact, f1, normalise, squad_scores
 
 
 def example(name, *answers):

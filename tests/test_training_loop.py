@@ -18,18 +18,17 @@ import torch
 import toy_training
 from accelerate import Accelerator
 from arguments import as_scalars, parse_arguments
-from loop import (
-    LoopArguments,
+from batches import epoch_batches
+from checkpoints import (
     RunError,
     check_folder,
     checkpoints,
-    epoch_batches,
+    complete,
     fingerprint,
-    finish,
     newest_checkpoint,
-    parameter_groups,
     prepare_folder,
 )
+from loop import LoopArguments, parameter_groups
 from safetensors.torch import load_file
 from toy_training import log_of, losses_of, noisy_collate, toy_collate, toy_loop, toy_model, toy_rows, toy_score
 
@@ -308,7 +307,7 @@ def test_the_best_model_is_kept_and_given_back(tmp_path, scores, best):
 def test_finishing_says_so_and_clears_what_only_resuming_needs(tmp_path):
     toy_loop(tmp_path, max_steps=2, save_steps=1).run()
     assert list(tmp_path.glob(".best-*"))
-    finish(tmp_path, {"f1": 1.5})
+    complete(tmp_path, {"f1": 1.5})
     assert json.loads((tmp_path / "metrics.json").read_text()) == {"f1": 1.5}
     assert not list(tmp_path.glob(".*"))
     assert len(checkpoints(tmp_path)) == 2
@@ -606,7 +605,7 @@ def test_resuming_what_is_complete_or_never_began(tmp_path):
     with pytest.raises(RunError, match="holds no complete checkpoint to resume from"):
         resumed(tmp_path / "new")
     assert not (tmp_path / "new").exists()
-    finish(tmp_path, {"f1": 1.0})
+    complete(tmp_path, {"f1": 1.0})
     with pytest.raises(RunError, match="is complete: there is nothing to resume"):
         resumed(tmp_path)
 

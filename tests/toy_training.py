@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
-from loop import LoopArguments, TrainingLoop, make_accelerator, prepare_folder
+from checkpoints import prepare_folder
+from loop import LoopArguments, TrainingLoop, make_accelerator
 from safetensors.torch import save_model
 
 import hf_relpos

@@ -16,8 +16,10 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from arguments import parse_arguments
-from qa import QAArguments, evaluate, load_model, resolve_model, run
+from models import load_model, resolve_model
+from qa import QAArguments, evaluate, prepare
 from qa_data import features, read_examples
+from script import run
 from synthetic_qa import make_rows
 from transformers import AutoModelForQuestionAnswering, AutoTokenizer, set_seed
 from transformers.utils import logging
@@ -53,7 +55,7 @@ def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
 def score_untrained(arguments: QAArguments) -> dict[str, float]:
     """Metrics of the model that training starts from: pretrained, but with a fresh encoding and a fresh head."""
     set_seed(arguments.seed)
-    model = load_model(arguments).eval()
+    model = load_model(arguments, "QuestionAnswering").eval()
     tokenizer = AutoTokenizer.from_pretrained(resolve_model(arguments.model))
     examples = read_examples(str(arguments.validation_file), split="validation")
     windows = features(
@@ -66,7 +68,7 @@ def score_untrained(arguments: QAArguments) -> dict[str, float]:
     with torch.no_grad():
         return evaluate(
             model, Accelerator(), examples=examples, windows=windows, tokenizer=tokenizer, arguments=arguments
-        )
+        ).metrics
 
 
 def read_in_a_new_process(folder: Path, questions: Path) -> list[dict[str, Any]]:
@@ -113,7 +115,7 @@ def main() -> None:
     before = score_untrained(arguments)
     print(f"   exact match {before['exact_match']:.1f}, F1 {before['f1']:.1f}, on {before['total']:.0f} questions")
     print(f"2. it learns from 1,800 invented questions ({train})")
-    after = run(arguments)
+    after = run(arguments, prepare)
 
     print("3. a new process loads what was saved and reads contexts of about 2,000 tokens")
     answers = read_in_a_new_process(FOLDER / "model", questions)

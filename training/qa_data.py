@@ -1,22 +1,14 @@
 """Question-answering data: reading SQuAD in its shapes, cutting contexts into windows, and turning logits back into answers."""
 
-import gzip
-import io
-import json
-import math
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
+from collating import pad
+from sources import DataError, check_characters, read_rows
 
 from hf_relpos import best_spans, context_offsets
-
-
-class DataError(ValueError):
-    """A data set that cannot be used; the message names file, row and what is wrong."""
 
 
 @dataclass(frozen=True)
@@ -30,94 +22,44 @@ class Example:
     answer_starts: tuple[int, ...]
 
 
-def read_examples(source: str, *, split: str, limit: int | None = None) -> list[Example]:
-    """Examples of ``source``: a local file (.json in SQuAD's official nested form or a list of rows, .jsonl, .parquet, each also .gz) or the
-    Hub id of a data set, of which ``split`` is read; at most ``limit``.
-
-    A row has ``id``, ``question``, ``context`` and ``answers: {"text": [...], "answer_start": [...]}``. Raises :class:`DataError` that names the
-    file and row of whatever is malformed, and for an empty set or a file that cannot be read.
-    """
-    examples: list[Example] = []
-    seen: set[str] = set()
-    for where, row in _rows(source, split):
-        example = _example(where, row)
-        if example.id in seen:
-            raise DataError(f"{where}: the id {example.id!r} occurs twice")
-        seen.add(example.id)
-        examples.append(example)
-        if limit is not None and len(examples) >= limit:
-            break
+def read_examples(source: str, *, split: str, limit: int | None = None, config: str | None = None) -> list[Example]:
+    """All of :func:`iterate_examples`; an empty set is a :class:`DataError`."""
+    examples = list(iterate_examples(source, split=split, limit=limit, config=config))
     if not examples:
         raise DataError(f"{source} holds no examples")
     return examples
 
 
-def _rows(source: str, split: str) -> Iterator[tuple[str, Any]]:
-    path = Path(source)
-    if not path.exists():
-        if path.suffix in (".json", ".jsonl", ".gz", ".parquet"):
-            raise DataError(f"{source}: there is no such file")
-        yield from _hub_rows(source, split)
+def iterate_examples(
+    source: str, *, split: str, limit: int | None = None, config: str | None = None, streaming: bool = False
+) -> Iterator[Example]:
+    """Examples of ``source``, a local file or the Hub id of a data set, of which ``split`` is read; at most ``limit``.
+
+    A row has ``id``, ``question``, ``context`` and ``answers: {"text": [...], "answer_start": [...]}``, or is an article of SQuAD's official nested form.
+    Raises :class:`DataError` that names the file and row of whatever is malformed.
+    """
+    seen: set[str] = set()
+    for where, record in read_rows(source, split=split, config=config, streaming=streaming):
+        for place, row in _questions(where, record):
+            example = _example(place, row)
+            if example.id in seen:
+                raise DataError(f"{place}: the id {example.id!r} occurs twice")
+            seen.add(example.id)
+            yield example
+            if limit is not None and len(seen) >= limit:
+                return
+
+
+def _questions(where: str, record: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """The rows of a record: itself, or the questions of an article."""
+    if "paragraphs" not in record:
+        yield where, record
         return
-    suffixes = [suffix for suffix in path.suffixes if suffix != ".gz"]
-    kind = suffixes[-1] if suffixes else ""
-    if kind not in (".json", ".jsonl", ".parquet") or not path.is_file():
-        raise DataError(
-            f"{source}: its format is unknown; valid: .json, .jsonl, .parquet, each also .gz, or the Hub id of a data set"
-        )
-    try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            if kind == ".jsonl":
-                for number, line in enumerate(file, 1):
-                    where = f"{source}, line {number}"
-                    if line.strip():
-                        yield where, _parse(line, where)
-            elif kind == ".json":
-                yield from _json_rows(source, _parse(file.read(), source))
-            else:
-                yield from _parquet_rows(source, file)
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{source} cannot be read: {error}") from error
-
-
-def _parse(text: bytes, where: str) -> Any:
-    try:
-        return json.loads(text.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise DataError(f"{where}: not UTF-8 text: {error}") from None
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise DataError(f"{where}: not valid JSON: {error}") from None
-
-
-def _parquet_rows(source: str, file: Any) -> Iterator[tuple[str, Any]]:
-    import pyarrow
-    import pyarrow.parquet
-
-    number = 0
-    try:
-        for batch in pyarrow.parquet.ParquetFile(io.BytesIO(file.read())).iter_batches():
-            for row in batch.to_pylist():
-                number += 1
-                yield f"{source}, row {number}", row
-    except pyarrow.ArrowException as error:
-        raise DataError(f"{source} cannot be read: {error}") from error
-
-
-def _json_rows(source: str, content: Any) -> Iterator[tuple[str, Any]]:
-    if isinstance(content, list):
-        for number, row in enumerate(content, 1):
-            yield f"{source}, record {number}", row
-        return
-    if not isinstance(content, dict) or not isinstance(content.get("data"), list):
-        raise DataError(f"{source}: neither a list of rows nor SQuAD's {{'data': [...]}}")
-    for a, article in enumerate(content["data"], 1):
-        if not isinstance(article, dict) or "paragraphs" not in article:
-            yield f"{source}, record {a}", article
-            continue
-        for p, paragraph in enumerate(_list_of(article, "paragraphs", f"{source}, article {a}"), 1):
-            where = f"{source}, article {a}, paragraph {p}"
-            for q, question in enumerate(_list_of(paragraph, "qas", where), 1):
-                yield _flat(question, paragraph, f"{where}, question {q}")
+    article = where.replace(", record ", ", article ")
+    for p, paragraph in enumerate(_list_of(record, "paragraphs", article), 1):
+        place = f"{article}, paragraph {p}"
+        for q, question in enumerate(_list_of(paragraph, "qas", place), 1):
+            yield _flat(question, paragraph, f"{place}, question {q}")
 
 
 def _list_of(holder: Any, name: str, where: str) -> list[Any]:
@@ -138,33 +80,14 @@ def _flat(question: Any, paragraph: dict[str, Any], where: str) -> tuple[str, di
     return where, {**question, "context": paragraph.get("context"), "answers": columns}
 
 
-def _hub_rows(source: str, split: str) -> Iterator[tuple[str, Any]]:
-    import datasets
-    from datasets.exceptions import DatasetsError
-    from huggingface_hub.errors import HTTPError
-
-    try:
-        rows = datasets.load_dataset(source, split=split)
-    except (OSError, ValueError, DatasetsError, HTTPError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DataError(
-            f"the data set {source!r} is neither a local file nor to be had from the Hub: {reason}"
-        ) from error
-    for number, row in enumerate(rows, 1):
-        yield f"{source} ({split}), row {number}", row
-
-
 def _example(where: str, row: Any) -> Example:
-    if not isinstance(row, dict):
-        raise DataError(f"{where}: not an object but {type(row).__name__}")
     for name in ("id", "question", "context"):
         if not isinstance(row.get(name), str):
             what = "is missing" if row.get(name) is None else f"is {type(row[name]).__name__}, not text"
             raise DataError(f"{where}: the field {name!r} {what}")
         if not row[name].strip():
             raise DataError(f"{where}: the field {name!r} is empty")
-        if not _encodable(row[name]):
-            raise DataError(f"{where}: the field {name!r} holds half of a surrogate pair, which is no character")
+        check_characters(row[name], name, where)
     answers = row.get("answers")
     if not isinstance(answers, dict) or not all(
         isinstance(answers.get(name), list) for name in ("text", "answer_start")
@@ -181,14 +104,6 @@ def _example(where: str, row: Any) -> Example:
         if row["context"][start : start + len(text)] != text or start < 0:
             raise DataError(f"{where}: the answer {text!r} does not stand at character {start} of the context")
     return Example(row["id"], row["question"], row["context"], tuple(texts), tuple(starts))
-
-
-def _encodable(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def features(
@@ -246,22 +161,9 @@ def _target(example: Example, offsets: Sequence[tuple[int, int] | None]) -> tupl
 def collate(
     batch: Sequence[dict[str, Any]], tokenizer: Any, pad_to_multiple_of: int = 8, max_length: int | None = None
 ) -> dict[str, torch.Tensor]:
-    """One batch of windows as tensors, padded to its longest, rounded up to a multiple of ``pad_to_multiple_of`` but not beyond
-    ``max_length``, where a table of positions may end."""
-    names = [name for name in ("input_ids", "attention_mask", "token_type_ids") if name in batch[0]]
-    length = max(len(feature["input_ids"]) for feature in batch)
-    rounded = math.ceil(length / pad_to_multiple_of) * pad_to_multiple_of
-    padded = tokenizer.pad(
-        {name: [feature[name] for feature in batch] for name in names},
-        padding="max_length",
-        max_length=rounded if max_length is None else max(length, min(rounded, max_length)),
-        return_tensors="pt",
-    )
-    tensors = dict(padded)
-    for name in ("start_positions", "end_positions"):
-        if name in batch[0]:
-            tensors[name] = torch.tensor([feature[name] for feature in batch])
-    return tensors
+    """One batch of windows as tensors, without what only their evaluation needs; see :func:`collating.pad`."""
+    names = ("input_ids", "attention_mask", "token_type_ids", "start_positions", "end_positions")
+    return pad(batch, tokenizer, names, max_length=max_length, pad_to_multiple_of=pad_to_multiple_of)
 
 
 def predictions_from_logits(

@@ -5,7 +5,11 @@ import re
 import string
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from types import SimpleNamespace
 from typing import Any
+
+import datasets
+import evaluate
 
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
@@ -76,3 +80,24 @@ def squad_scores(
             if chosen := [row for row in rows if row[0] is answerable]:
                 scores |= mean(chosen, prefix)
     return scores
+
+
+class Squad(evaluate.Metric):
+    """predictions: ``{"id", "text"}``; references: ``{"id", "answers"}`` with the texts of the answers; ``version_2``."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        text = datasets.Value("string")
+        return evaluate.MetricInfo(
+            description=__doc__ or "",
+            citation="arXiv 1606.05250, 1806.03822",
+            features=datasets.Features(
+                {
+                    "predictions": {"id": text, "text": text},
+                    "references": {"id": text, "answers": datasets.Sequence(text)},
+                }
+            ),
+        )
+
+    def _compute(self, predictions: Any, references: Any, version_2: bool = False) -> dict[str, float]:
+        examples = [SimpleNamespace(id=one["id"], answers=one["answers"]) for one in references]
+        return squad_scores({one["id"]: one["text"] for one in predictions}, examples, version_2=version_2)

@@ -1,0 +1,81 @@
+"""Tokenizers trained on a task's own texts, for models from scratch."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import PreTrainedTokenizerFast
+
+KINDS = ("bpe", "wordpiece", "bytes", "chars")
+
+_WORDPIECE = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+_OTHERS = ("<pad>", "<unk>", "<s>", "</s>", "<mask>")
+
+
+def trained_tokenizer(kind: str, texts: Iterable[str], vocabulary_size: int) -> PreTrainedTokenizerFast:
+    """A tokenizer of one of :data:`KINDS`.
+
+    ``wordpiece``: lower-cased, with BERT's marks around a text, for encoders. ``bpe``: byte-level pairs of at most ``vocabulary_size``; ``bytes``: the bytes
+    of UTF-8; ``chars``: the characters of ``texts``, others being unknown. The last three put nothing around a text. All have tokens for
+    padding, mask, start and end.
+    """
+    train = {"bpe": _bpe, "wordpiece": _wordpiece, "bytes": _bytes, "chars": _chars}[kind]
+    return train(texts, vocabulary_size)
+
+
+def _wrap(backend: Tokenizer, special: tuple[str, ...]) -> PreTrainedTokenizerFast:
+    pad, unknown, first, last, mask = special
+    names: dict[str, Any] = {"pad_token": pad, "unk_token": unknown, "mask_token": mask}
+    if special is _WORDPIECE:
+        names |= {"cls_token": first, "sep_token": last, "bos_token": first, "eos_token": last}
+        inputs = ["input_ids", "token_type_ids", "attention_mask"]
+    else:
+        names |= {"bos_token": first, "eos_token": last}
+        inputs = ["input_ids", "attention_mask"]
+    return PreTrainedTokenizerFast(tokenizer_object=backend, model_input_names=inputs, **names)
+
+
+def _bpe(texts: Iterable[str], size: int) -> PreTrainedTokenizerFast:
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=size,
+        special_tokens=list(_OTHERS),
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    backend.train_from_iterator(texts, trainer)
+    return _wrap(backend, _OTHERS)
+
+
+def _bytes(texts: Iterable[str], size: int) -> PreTrainedTokenizerFast:
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: number for number, token in enumerate([*_OTHERS, *alphabet])}
+    backend = Tokenizer(models.BPE(vocabulary, []))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = decoders.ByteLevel()
+    return _wrap(backend, _OTHERS)
+
+
+def _wordpiece(texts: Iterable[str], size: int) -> PreTrainedTokenizerFast:
+    backend = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    backend.normalizer = normalizers.BertNormalizer(lowercase=True)
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.decoder = decoders.WordPiece()
+    trainer = trainers.WordPieceTrainer(vocab_size=size, special_tokens=list(_WORDPIECE), show_progress=False)
+    backend.train_from_iterator(texts, trainer)
+    special = [(name, backend.token_to_id(name)) for name in ("[CLS]", "[SEP]")]
+    backend.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=special
+    )
+    return _wrap(backend, _WORDPIECE)
+
+
+def _chars(texts: Iterable[str], size: int) -> PreTrainedTokenizerFast:
+    characters = sorted({character for text in texts for character in text})
+    vocabulary = {token: number for number, token in enumerate(dict.fromkeys([*_OTHERS, *characters]))}
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    backend.decoder = decoders.Fuse()
+    return _wrap(backend, _OTHERS)
