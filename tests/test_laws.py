@@ -142,8 +142,7 @@ def test_equals_the_oracle_in_outputs_and_gradients(case):
     if "hidden_states" in wanted:
         inputs["hidden_states"] = given["hidden_states"]
     theirs = torch.autograd.grad((expected * weights).sum(), inputs.values(), allow_unused=True)
-    # transformers' recipes of frequencies, which are used as they are, compute in float32
-    exact = {"rtol": 0, "atol": 1e-6 if rel_pos.get("rope_scaling") else 1e-10}
+    exact = {"rtol": 0, "atol": 1e-10}
     arguments = {"attention_mask": mask, "is_causal": causal, "query_offset": 3, "key_offset": 3, **given}
     for backend in BACKENDS:
         try:
@@ -262,8 +261,7 @@ def test_shifting_all_slots_changes_nothing(case):
     given = {"is_causal": causal, **extras(LENGTH)}
     here = hf_relpos.attention(query, key, value, encoding, **given)
     there = hf_relpos.attention(query, key, value, encoding, query_offset=1000, key_offset=1000, **given)
-    # transformers' recipes of frequencies compute in float32
-    torch.testing.assert_close(there, here, rtol=0, atol=1e-6 if "rope_scaling" in case[0] else 1e-10)
+    torch.testing.assert_close(there, here, rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

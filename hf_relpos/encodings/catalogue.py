@@ -22,6 +22,7 @@ from .none import NoEncoding
 from .pope import Pope
 from .query_bank import QueryBank
 from .randomized import Randomized
+from .registry import registered_encodings
 from .relation import Relation
 from .relative_key import RelativeKey
 from .relative_key_query import RelativeKeyQuery
@@ -41,45 +42,4 @@ from .wavlm import WavLMBias
 from .xlnet import XLNet
 from .xpos import Xpos
 
-METHODS = (
-    Alibi,
-    Bipe,
-    Cable,
-    Cope,
-    Dape,
-    DapeV2,
-    Deberta,
-    DebertaV2,
-    Fire,
-    Fox,
-    HuangM1,
-    HuangM2,
-    HuangM3,
-    KerpleLog,
-    KerplePower,
-    LogCpb,
-    MlpBias,
-    MusicTransformer,
-    NoEncoding,
-    Pope,
-    QueryBank,
-    Randomized,
-    Relation,
-    RelativeKey,
-    RelativeKeyQuery,
-    Rerope,
-    Rope,
-    Sandwich,
-    Scalar,
-    SelfExtend,
-    Shaw,
-    Sinusoidal,
-    SinusoidalBias,
-    T5Bias,
-    Tisa,
-    TransformerXL,
-    Tupe,
-    WavLMBias,
-    XLNet,
-    Xpos,
-)
+METHODS = registered_encodings()

@@ -45,7 +45,7 @@ def export_code(model: Any, folder: Path) -> list[Path]:
         texts[f"{name}.py"] = text
         catalogue = f"{PREFIX}catalogue.py"
         texts[catalogue] = texts[catalogue].replace(
-            "\n\nMETHODS", f"\nfrom .{name} import {cls.__name__}  # noqa: F401\n\nMETHODS", 1
+            "\n\nMETHODS", f"\nfrom .{name} import {cls.__name__}\n\nMETHODS", 1
         )
     written = []
     for name, text in sorted(texts.items()):

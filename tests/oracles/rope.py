@@ -3,11 +3,16 @@
 Scalings for long texts replace the frequencies, some also multiply the turned coordinates by an attention factor: linear (arXiv 2306.15595), ntk
 and dynamic (base grown by a power of the stretch), yarn (arXiv 2309.00071), llama3 (arXiv 2407.21783), longrope (arXiv 2402.13753), with the
 settings that transformers' ``modeling_rope_utils`` knows by these names.
+
+Of a scaled RoPE, transformers' own numbers are the definition: it computes them in float32, and checkpoints were trained with them. ``scaled`` has the
+formulas in float64 and ``reference`` those numbers; ``tests/test_rope_scaling.py`` holds them against each other, and attention takes the latter.
 """
 
 import math
 
 import torch
+from transformers import LlamaConfig
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from oracles.common import attend
 
@@ -110,10 +115,24 @@ def scaled(rotating, base, scaling, longest):
     raise NotImplementedError(scaling["rope_type"])
 
 
+def reference(rotating, base, scaling, longest):
+    """The same as transformers computes them in a Llama with one head that rotates as a whole; ntk and unscaled RoPE are none of its recipes."""
+    if scaling is None or scaling["rope_type"] == "ntk":
+        return scaled(rotating, base, scaling, longest)
+    parameters = {"rope_theta": base, **scaling}
+    # the kinds without a length of their own read the model's
+    trained = scaling.get("original_max_position_embeddings", longest)
+    config = LlamaConfig(
+        hidden_size=rotating, num_attention_heads=1, max_position_embeddings=trained, rope_parameters=parameters
+    )
+    theta, factor = ROPE_INIT_FUNCTIONS[scaling["rope_type"]](config, torch.device("cpu"), seq_len=longest)
+    return theta.tolist(), factor
+
+
 def attention(query, key, value, params, options, query_slots, key_slots, allowed, scale):
     rotating = int(query.shape[-1] * options["fraction"])
     longest = max([*query_slots, *key_slots]) + 1
-    theta, factor = scaled(rotating, options["base"], options.get("rope_scaling"), longest)
+    theta, factor = reference(rotating, options["base"], options.get("rope_scaling"), longest)
 
     def turned(x, slot):
         y = turn(x, [slot * f for f in theta], options["layout"])
