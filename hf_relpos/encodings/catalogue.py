@@ -35,6 +35,7 @@ from .shaw import Shaw
 from .sinusoidal import Sinusoidal
 from .sinusoidal_bias import SinusoidalBias
 from .t5 import T5Bias
+from .tener import Tener
 from .tisa import Tisa
 from .transformer_xl import TransformerXL
 from .tupe import Tupe
