@@ -259,12 +259,12 @@ def test_auto_takes_it_where_it_is_the_better_choice(monkeypatch):
     positions = Positions.consecutive(64, 64)
     table = DistanceTable(torch.zeros(12, 127), positions)
     content = QueryBuckets(torch.zeros(1, 12, 64, 4), torch.zeros(127, 4), None, positions)
-    # distances: always; what must be recomputed for its gradient: only where scores are many; a single query: in half precision
+    # distances: always; what must be recomputed for its gradient: only where scores are many; a single query: always
     assert choose("auto", call(64, terms=(table,))) is linear
     assert choose("auto", call(64, terms=(content,))) is dense
     assert choose("auto", call(64, terms=(table,), dropout=0.1)) is dense
     assert choose("auto", call(4096, terms=(content,))) is linear
-    assert choose("auto", call(64, 1, terms=(table,))) is dense
+    assert choose("auto", call(64, 1, terms=(content,))) is linear
     assert choose("auto", call(64, 1, terms=(table,), dtype=torch.bfloat16)) is linear
     with torch.no_grad():
         assert choose("auto", call(64, terms=(content,))) is linear

@@ -11,7 +11,7 @@ and summed over rows: no atomic adds, the same bits in every run. A bias by key 
 
 *Everything else* is computed in blocks of queries from ``term.tile``, each recomputed for its gradient, by the dense backends' own code.
 
-A handful of queries over a long cache is left to plain matrix products: the scores are then no larger than what is read.
+A handful of queries over a long cache is another matter (``few_queries.py``).
 """
 
 from dataclasses import dataclass, replace
@@ -27,11 +27,10 @@ from torch.utils.checkpoint import checkpoint
 from ..encodings.terms import DistanceTable, KeyVector
 from .call import AttentionCall, Mask
 from .eager import attend_block as eager_block
-from .eager import run as eager_run
+from .few_queries import FEW_QUERIES
+from .few_queries import run as run_few
 from .sdpa import attend_block as sdpa_block
 
-# queries up to which matrix products beat the fused kernel, whatever the number of keys
-FEW_QUERIES = 8
 # queries of one call of the kernel, where blocks pay: 8 of them, but never below its own tile
 BLOCKS, SMALLEST_BLOCK = 8, 256
 # tile of the own backward pass, and elements of the largest temporary: allocations beyond 32 MiB are returned to the system each time
@@ -62,8 +61,7 @@ def suits(call: AttentionCall) -> bool:
     Blocks that are recomputed for their gradient take longer than dense scores that fit in memory.
     """
     if call.query.shape[2] <= FEW_QUERIES:
-        # the fused kernel is slow in half precision on CPUs
-        return call.query.device.type == "cpu" and call.query.dtype in (torch.bfloat16, torch.float16)
+        return call.query.device.type == "cpu"
     scores = call.query.shape[0] * call.query.shape[1] * call.query.shape[2] * call.key.shape[2]
     if scores > MANY_SCORES:
         return True
@@ -77,7 +75,7 @@ def suits(call: AttentionCall) -> bool:
 def run(call: AttentionCall) -> tuple[Tensor, None]:
     """Output ``[B, Tq, H, Dv]``; no weights."""
     if call.query.shape[2] <= FEW_QUERIES:
-        return eager_run(call)[0], None
+        return run_few(call), None
     output = _by_distance(call)
     if output is None:
         output = _by_blocks(call)

@@ -58,7 +58,13 @@ class DistanceTable(ScoreTerm):
     positions: Positions
 
     def tile(self, rows: slice = ALL, cols: slice = ALL) -> Tensor:
-        return self.table[:, self.positions.distance_index(rows, cols)][None]
+        p = self.positions
+        i, j = range(p.num_queries)[rows], range(p.num_keys)[cols]
+        if len(i) == 1 and not p.has_gaps:
+            # the distances of one query, from the first key to the last
+            nearest = i.start - (j.stop - 1) + p.num_keys - 1
+            return self.table[None, :, None, nearest : nearest + len(j)].flip(-1)
+        return self.table[:, p.distance_index(rows, cols)][None]
 
     def at(self, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
         head = h if self.table.shape[0] > 1 else torch.zeros_like(h)
@@ -86,6 +92,10 @@ class QueryBuckets(ScoreTerm):
             return skew(query @ near.flip(-2).transpose(-1, -2), columns)
         values = query @ self.table.transpose(-1, -2)
         index = _bucket_or_all(self.bucket, p)[p.distance_index(rows, cols)]
+        if values.shape[2] == 1:
+            # numbers of all samples and heads lie together for each bucket, so that one index moves them all
+            by_bucket = values.flatten(0, 2).t().contiguous().index_select(0, index[0])
+            return by_bucket.t().unflatten(0, values.shape[:3])
         return values.gather(-1, index.expand(*values.shape[:2], *index.shape))
 
     def at(self, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
@@ -105,12 +115,20 @@ class KeyBuckets(ScoreTerm):
     def tile(self, rows: slice = ALL, cols: slice = ALL) -> Tensor:
         p = self.positions
         key, lines = self.key[:, :, cols], len(range(p.num_queries)[rows])
+        if lines == 1:
+            # each key meets one row of the table, where a product would meet it with all
+            return torch.einsum("...jw,...jw->...j", key, self.rows_of_keys(rows, cols))[:, :, None]
         near = _rows_by_distance(self.table, self.bucket, p, rows, cols)
         if near is not None:
             return skew(key @ near.transpose(-1, -2), lines).transpose(-1, -2)
         values = key @ self.table.transpose(-1, -2)
         index = _bucket_or_all(self.bucket, p)[p.distance_index(rows, cols)].transpose(0, 1)
         return values.gather(-1, index.expand(*values.shape[:2], *index.shape)).transpose(-1, -2)
+
+    def rows_of_keys(self, rows: slice, cols: slice) -> Tensor:
+        """The table's row that each key meets with one query, ``[cols, W]`` or ``[H, cols, W]``."""
+        index = _bucket_or_all(self.bucket, self.positions)[self.positions.distance_index(rows, cols)[0]]
+        return self.table.index_select(-2, index)
 
     def at(self, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
         return (self.key[b, h, j] * _table_row(self.table, self.bucket, self.positions, h, i, j)).sum(-1)

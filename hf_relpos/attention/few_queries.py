@@ -1,0 +1,96 @@
+"""Attention of a handful of queries over many keys, as in decoding: plain matrix products, since the scores are no larger than what is read.
+
+Time goes into reading keys and values once, so nothing else may touch them: heads that share keys are rows of one product (keys are never repeated), and
+half precision is left to the products, with scores, softmax and terms in float32 (the fused kernel converts keys and values piecewise, and takes
+several times as long on a CPU). All else is as large as the scores: a bias is added once, for all samples where they agree; what a mask hides is put into
+that bias; and rows that see nothing are looked for only where something may hide keys.
+
+A term that keys meet would read them once more. Far keys mostly share one row ``e`` of its table, and ``scale * q . k + e . k`` is ``scale * (q + e / scale) . k``: the
+row goes into the query, and only near keys, which meet other rows, are read again (:func:`_into_query`).
+"""
+
+import math
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+from torch.nn.functional import dropout, pad
+
+from ..encodings.terms import ALL, KeyBuckets
+from .call import AttentionCall, Mask
+
+# queries up to which this is faster than the fused kernel, whatever the number of keys
+FEW_QUERIES = 8
+
+
+def run(call: AttentionCall) -> Tensor:
+    """Output ``[B, Tq, H, Dv]`` of a call without row maps."""
+    call, near = _into_query(call)
+    batch, heads, queries, width = call.query.shape
+    shape = (batch, call.key.shape[1], call.groups * queries)
+    dtype = torch.promote_types(call.query.dtype, torch.float32)
+    scores = call.query.reshape(*shape, width) @ call.key.transpose(-1, -2)
+    scores = scores.view(batch, heads, queries, -1).to(dtype) * call.scale
+
+    if near is not None:
+        scores = scores + near
+    added, visible = call.bias(), None if _sees_all(call.mask) else call.mask.tile()
+    if visible is not None:
+        nothing = scores.new_zeros(()) if added is None else added
+        added = nothing.masked_fill(~visible, -math.inf)
+    if added is not None:
+        blind = added.amax(dim=-1, keepdim=True) == -math.inf
+        scores = scores + added.masked_fill(blind, 0.0)
+    weights = scores.softmax(dim=-1)
+    if added is not None:
+        weights = weights.masked_fill(blind, 0.0)
+    weights = dropout(weights.to(call.value.dtype), call.dropout)
+    output = (weights.view(*shape, -1) @ call.value).view(batch, heads, queries, -1)
+    for term in call.value_terms:
+        output = output + term.apply(weights)
+    return output.transpose(1, 2)
+
+
+def _sees_all(mask: Mask) -> bool:
+    """Whether it is plain without a look at numbers that every query sees every key."""
+    p = mask.positions
+    if any(other is not None for other in (mask.key_padding, mask.key_documents, mask.dense)):
+        return False
+    if not mask.causal and mask.window is None:
+        return True
+    if p.has_gaps or not isinstance(p.query_start, int) or not isinstance(p.key_start, int):
+        return False
+    nearest = p.query_start - (p.key_start + p.num_keys - 1)
+    farthest = p.query_start + p.num_queries - 1 - p.key_start
+    reach = farthest if mask.window is None else mask.window - 1
+    return farthest <= reach and nearest >= (0 if mask.causal else -reach)
+
+
+def _into_query(call: AttentionCall) -> tuple[AttentionCall, Tensor | None]:
+    """The call of one query with what far keys meet moved into the query, and what near keys meet beside it ``[B, H, 1, Tk]``."""
+    terms = [
+        term
+        for term in call.score_terms
+        if isinstance(term, KeyBuckets) and term.key is call.key and term.bucket is not None
+    ]
+    # to find where far keys end takes a look at numbers, for which a GPU would wait
+    blind = call.query.device.type != "cpu" or call.query.is_meta or torch.compiler.is_compiling()
+    if not terms or call.query.shape[2] > 1 or blind:
+        return call, None
+    query, rest, near = call.query, list(call.score_terms), None
+    for term in terms:
+        assert term.bucket is not None
+        keys = term.positions.num_keys
+        index = term.bucket[term.positions.distance_index()[0]]
+        others = (index != index[0]).nonzero()
+        first = int(others[0]) if len(others) else keys
+        if 2 * first < keys:
+            continue
+        edge = term.table.select(-2, int(index[0]))
+        edge = edge if edge.ndim == 1 else edge[:, None]
+        query = query + edge / call.scale
+        rows = term.rows_of_keys(ALL, slice(first, None)) - edge
+        beside = pad(torch.einsum("...jw,...jw->...j", call.key[:, :, first:], rows), (first, 0))[:, :, None]
+        near = beside if near is None else near + beside
+        rest = [other for other in rest if other is not term]
+    return replace(call, query=query, score_terms=tuple(rest)), near
