@@ -11,7 +11,7 @@ from hf_relpos.encodings.build import build_encoding
 from hf_relpos.encodings.encoding import Encoding
 from hf_relpos.encodings.options import EncodingOptions, option_table
 from hf_relpos.encodings.registry import registered_encodings
-from hf_relpos.matrix import Answer, cell, columns, matrix, refusals
+from hf_relpos.matrix import Answer, cell, columns, matrix, notes, refusals
 
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "docs" / "methods"
@@ -155,7 +155,10 @@ def runs(name: str) -> str:
         (title, ", ".join(f"{column[1]}: {cell(own, name, column)}" for column in columns(own) if column[0] == kind))
         for kind, title in (("backend", "backends"), ("family", "families"))
     ]
-    told = "\n".join(f"- {reason} ({', '.join(asked)})" for reason, asked in refusals(own).items())
+    told = "\n".join(
+        [f"- {name}: {note}" for name, note in notes(own).items()]
+        + [f"- {reason} ({', '.join(asked)})" for reason, asked in refusals(own).items()]
+    )
     return table(("", "with default options"), rows) + (f"\n{told}" if told else "")
 
 
@@ -200,7 +203,8 @@ def index() -> str:
     ]
     asked = columns(list(answers()))
     where = [(f"[`{name}`]({name}.md)", *(cell(list(answers()), name, column) for column in asked)) for name in known]
-    reasons = [f"- {reason}: {', '.join(asked)}" for reason, asked in refusals(list(answers())).items()]
+    reasons = [f"- {name}: {note}" for name, note in notes(list(answers())).items()]
+    reasons += [f"- {reason}: {', '.join(asked)}" for reason, asked in refusals(list(answers())).items()]
     entries = {name: entry for name, entry in foreign().items() if name in known}
     checked = [
         (f"[`{name}`]({name}.md)", check["package"], check["version"], check["code"], check["precision"])
@@ -213,7 +217,7 @@ def index() -> str:
         f"{len(known)} methods. This folder is written by `make docs`; `hf-relpos show NAME` tells the same in a terminal.",
         table(("method", "formula", "depends on", "year", "paper"), listed),
         "## Where they run",
-        "With default options, found by asking (`hf-relpos matrix`): a backend that says no is not chosen, and refuses with its reason when it is asked for. Where "
+        "With default options and without gradients, found by asking (`hf-relpos matrix`): a backend that says no is not chosen, and refuses with its reason when it is asked for. Where "
         "one kind of model is named, it runs there alone.",
         table(("", *(name for _, name in asked)), where),
         "\n".join(reasons),

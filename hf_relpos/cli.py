@@ -100,7 +100,7 @@ def print_table(rows: Sequence[tuple[str, ...]], indent: int = 0) -> None:
 @app.command("matrix")
 def matrix_command(as_json: AsJson = False) -> None:
     """Which method runs in which backend and family, by asking each of them, and the reasons where it does not."""
-    from .matrix import cell, columns, matrix, refusals
+    from .matrix import cell, columns, matrix, notes, refusals
 
     answers = matrix()
     if as_json:
@@ -112,6 +112,8 @@ def matrix_command(as_json: AsJson = False) -> None:
         [("", *(name for _, name in asked))]
         + [(method, *(cell(answers, method, column) for column in asked)) for method in methods]
     )
+    for name, note in notes(answers).items():
+        typer.echo(f"\n{name}: {note}")
     for reason, refused in refusals(answers).items():
         typer.echo(f"\n{reason}\n  {', '.join(refused)}")
 

@@ -3,6 +3,7 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from .attention.backends import BACKENDS
@@ -17,13 +18,15 @@ DIRECTIONS = {"decoder": True, "encoder": False}
 
 @dataclass(frozen=True)
 class Answer:
-    """What a backend or a family (``kind``) called ``name`` says to a method in a decoder or an encoder (``where``): reasons not to run it, none if it does."""
+    """What a backend or a family (``kind``) called ``name`` says to a method in a decoder or an encoder (``where``): reasons not to run it, none if it does.
+    ``note``: what must be known of a backend wherever it runs."""
 
     method: str
     kind: str
     name: str
     where: str
     reasons: tuple[str, ...]
+    note: str = ""
 
     @property
     def ok(self) -> bool:
@@ -36,7 +39,7 @@ class Answer:
 
 
 def backend_answers(method: str) -> list[Answer]:
-    """What each backend says to ``method`` with its default options, in a decoder and in an encoder."""
+    """What each backend says to ``method`` with its default options, without gradients on a CPU, in a decoder and in an encoder."""
     found = []
     for where, causal in DIRECTIONS.items():
         try:
@@ -45,12 +48,16 @@ def backend_answers(method: str) -> list[Answer]:
             ).eval()
             call = call_of_alike_tokens(encoding, length=LENGTH)
         except ValueError as error:
-            found += [Answer(method, "backend", name, where, (str(error),)) for name in BACKENDS]
+            found += [
+                Answer(method, "backend", name, where, (str(error),), backend.note)
+                for name, backend in BACKENDS.items()
+            ]
             continue
-        found += [
-            Answer(method, "backend", name, where, tuple(backend.objections(call)))
-            for name, backend in BACKENDS.items()
-        ]
+        with torch.no_grad():
+            found += [
+                Answer(method, "backend", name, where, tuple(backend.objections(call)), backend.note)
+                for name, backend in BACKENDS.items()
+            ]
     return found
 
 
@@ -96,6 +103,11 @@ def cell(answers: list[Answer], method: str, column: tuple[str, str]) -> str:
     asked = [answer for answer in answers if answer.method == method and (answer.kind, answer.name) == column]
     able = [answer.where for answer in asked if answer.ok]
     return "no" if not able else "yes" if len(able) == len(asked) else able[0]
+
+
+def notes(answers: list[Answer]) -> dict[str, str]:
+    """What must be known of the backends that were asked, by name."""
+    return {answer.name: answer.note for answer in answers if answer.note}
 
 
 def refusals(answers: list[Answer]) -> dict[str, list[str]]:

@@ -30,19 +30,20 @@ TINY = Setting("cpu", "float32", heads=HEADS, head_dim=WIDTH)
 on_linux = pytest.mark.skipif(not CLEAR_REFS.exists(), reason="the high-water mark of memory is reset on Linux only")
 
 
-def refusal(encoding, backend):
+def refusal(encoding, backend, causal=False, backward=False):
     """Why ``backend`` refuses ``encoding``, or None; asked without the benchmark."""
     module = hf_relpos.build_encoding(
-        {"type": encoding}, num_heads=HEADS, head_dim=WIDTH, max_position_embeddings=LENGTH
+        {"type": encoding}, num_heads=HEADS, head_dim=WIDTH, max_position_embeddings=LENGTH, causal=causal
     )
-    query = torch.randn(1, HEADS, LENGTH, WIDTH)
+    query = torch.randn(1, HEADS, LENGTH, WIDTH, requires_grad=backward)
     given = {
         "hidden_states": torch.randn(1, LENGTH, HEADS * WIDTH),
         "segment_ids": torch.zeros(1, LENGTH, dtype=torch.long),
         "relation_ids": torch.zeros(1, LENGTH, LENGTH, dtype=torch.long),
     }
     try:
-        hf_relpos.attention(query, query, query, module, backend=backend, **given)
+        with torch.set_grad_enabled(backward):
+            hf_relpos.attention(query, query, query, module, backend=backend, **given)
     except BackendRefusal as error:
         return str(error)
     return None
@@ -106,7 +107,7 @@ def test_every_case_has_a_row(run):
     assert {(row.encoding, row.backend, row.causal, row.backward) for row in results.rows} == expected
     assert len(results.rows) == len(expected)
     for row in results.rows:
-        reason = refusal(row.encoding, row.backend)
+        reason = refusal(row.encoding, row.backend, row.causal, row.backward)
         assert (row.status, row.reason) == ("measured" if reason is None else "refused", reason)
         assert row.length == LENGTH
         assert row.rel_pos["type"] == row.encoding

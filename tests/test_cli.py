@@ -61,6 +61,7 @@ def test_matrix(call):
     refused = next(row for row in rows if not row["ok"])
     printed = call("matrix").stdout
     assert refused["reasons"][0] in printed
+    assert "flex: not measured on a GPU yet" in printed
     assert all(line.split()[1:3] for line in printed.splitlines()[: len(hf_relpos.list_encodings())])
 
 

@@ -4,11 +4,11 @@ import pytest
 import torch
 
 import hf_relpos
-from hf_relpos.attention.backends import BackendRefusal
+from hf_relpos.attention.backends import BACKENDS, BackendRefusal
 from hf_relpos.encodings.encoding import Encoding
 from hf_relpos.encodings.options import EncodingOptions, option_table
 from hf_relpos.encodings.registry import _REGISTRY, register_encoding
-from hf_relpos.matrix import DIRECTIONS, LENGTH, cell, columns, family_answers, matrix, refusals, tiny_config
+from hf_relpos.matrix import DIRECTIONS, LENGTH, cell, columns, family_answers, matrix, notes, refusals, tiny_config
 from hf_relpos.models.architectures import ARCHITECTURES
 
 
@@ -40,7 +40,8 @@ def test_backends_do_what_they_say(answers):
             encoding = hf_relpos.build_encoding(
                 answer.method, num_heads=4, head_dim=8, max_position_embeddings=LENGTH, causal=causal
             )
-            hf_relpos.attention(query, key, value, encoding.eval(), is_causal=causal, backend=answer.name, **given)
+            with torch.no_grad():
+                hf_relpos.attention(query, key, value, encoding.eval(), is_causal=causal, backend=answer.name, **given)
             refusal = ""
         except ValueError as error:
             refusal = str(error)
@@ -87,6 +88,15 @@ def test_a_refusal_is_told_with_its_reason():
     (told,) = [told for told in refusals(found) if told.startswith("gpt2")]
     assert "order is no secret here" in told
     assert refusals(found)[told] == ["narrow (decoder)"]
+
+
+def test_what_was_not_measured_is_said_so(answers):
+    for answer in answers:
+        note = BACKENDS[answer.name].note if answer.kind == "backend" else ""
+        assert answer.note == note
+        assert answer.to_dict()["note"] == note
+    assert notes(answers) == {name: backend.note for name, backend in BACKENDS.items() if backend.note}
+    assert "not measured on a GPU yet" in notes(answers)["flex"]
 
 
 def test_some_method_is_refused_by_some_backend(answers):

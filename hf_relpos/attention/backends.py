@@ -9,6 +9,9 @@ from torch import Tensor
 from .call import AttentionCall
 from .eager import objections as eager_objections
 from .eager import run as eager_run
+from .flex import objections as flex_objections
+from .flex import run as flex_run
+from .flex import suits as flex_suits
 from .linear_memory import objections as linear_memory_objections
 from .linear_memory import run as linear_memory_run
 from .linear_memory import suits as linear_memory_suits
@@ -21,18 +24,22 @@ logger = logging.getLogger(__name__)
 @dataclass(frozen=True)
 class Backend:
     """A way to compute attention: ``objections(call)`` lists why it will not, ``run(call)`` gives ``[B, Tq, H, Dv]`` and weights or None, ``suits(call)``
-    tells "auto" whether it is a good choice where it can."""
+    tells "auto" whether it is a good choice where it can. ``note``: what must be known of it, or why "auto" does not take it."""
 
     name: str
     objections: Callable[[AttentionCall], list[str]]
     run: Callable[[AttentionCall], tuple[Tensor, Tensor | None]]
     suits: Callable[[AttentionCall], bool] = lambda call: True
+    note: str = ""
 
+
+_FLEX_NOTE = "not measured on a GPU yet; on a CPU it holds all scores and has no backward pass"
 
 # in the order in which "auto" prefers them
 BACKENDS: dict[str, Backend] = {
     "linear_memory": Backend("linear_memory", linear_memory_objections, linear_memory_run, linear_memory_suits),
     "sdpa": Backend("sdpa", sdpa_objections, sdpa_run),
+    "flex": Backend("flex", flex_objections, flex_run, flex_suits, _FLEX_NOTE),
     "eager": Backend("eager", eager_objections, eager_run),
 }
 
@@ -58,7 +65,7 @@ def choose(name: str, call: AttentionCall) -> Backend:
         for backend in BACKENDS.values():
             reasons = backend.objections(call)
             if not reasons and not backend.suits(call):
-                reasons = ["it is not the faster choice here"]
+                reasons = [backend.note or "it is not the faster choice here"]
             if not reasons:
                 _announce(backend.name, refused)
                 return backend
