@@ -478,36 +478,3 @@ def test_the_script_as_a_program(files, tmp_path, launcher):
     assert "2/2" in done.stderr
     assert "evaluating" in done.stderr
     assert read(tmp_path / "out" / "metrics.json")["total"] == 9
-
-
-@pytest.mark.slow
-def test_two_processes_train_the_model_of_one(files, tmp_path, launch):
-    """Two processes with batches of 4 take the steps of one that accumulates two of them, also where the last round has a batch for one only
-    and the last batch two rows; and evaluating, one has more batches than the other."""
-    rows = write(tmp_path / "dev.jsonl", questions(5, seed=1, sentences=1))
-    train = write(tmp_path / "train.jsonl", questions(18, sentences=1))
-    files = {**files, "train": train, "dev": rows}
-    shared = {"model": "still", "train_batch_size": 4, "eval_batch_size": 2, "save_steps": 3, "eval_steps": 2}
-    shared = {**shared, "max_steps": 6, "group_by_length": "false"}
-    # accelerate's own launcher starts several processes without a GPU only through MPI
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    words = flags(files, tmp_path / "two", *ARMS["drop_t5"], **shared)
-    done = run_program([*launcher, TRAINING / "qa.py", *words], tmp_path)
-    assert done.stdout.count("written to") == 1
-    assert launch(*flags(files, tmp_path / "one", *ARMS["drop_t5"], **shared, gradient_accumulation_steps=2)) == 0
-
-    two, one = logged(tmp_path / "two"), logged(tmp_path / "one")
-    assert [sorted(line) for line in two] == [sorted(line) for line in one]
-    for a, b in zip(two, one, strict=True):
-        assert a == {name: pytest.approx(value, rel=1e-3) for name, value in b.items()}
-    assert read(tmp_path / "two" / "metrics.json") == read(tmp_path / "one" / "metrics.json")
-    texts = [{n: p["text"] for n, p in read(tmp_path / name / "predictions.json").items()} for name in ("two", "one")]
-    assert texts[0] == texts[1]
-    a, b = (load_file(tmp_path / name / "model.safetensors") for name in ("two", "one"))
-    assert a.keys() == b.keys()
-    assert not torch.allclose(a["bert.relpos.bias"], torch.zeros(()), atol=1e-3)
-    torch.testing.assert_close(a["bert.relpos.bias"], b["bert.relpos.bias"], rtol=1e-2, atol=1e-4)
-    AutoModelForQuestionAnswering.from_pretrained(tmp_path / "two")
-    kept = tmp_path / "two" / "checkpoint-6"
-    assert read(kept / "progress.json")["identity"]["number of processes"] == 2
-    assert {path.name for path in kept.iterdir()} >= {"random_states_0.pkl", "random_states_1.pkl", "progress.json"}

@@ -17,8 +17,9 @@ import pytest
 import torch
 import toy_training
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from arguments import as_scalars, parse_arguments
-from batches import epoch_batches
+from batches import Stream, batches_of, epoch_batches
 from checkpoints import (
     RunError,
     check_folder,
@@ -28,9 +29,11 @@ from checkpoints import (
     newest_checkpoint,
     prepare_folder,
 )
-from loop import LoopArguments, parameter_groups
+from loop import LoopArguments, Stopped, next_token_weight, parameter_groups, row_weight, target_weight
 from safetensors.torch import load_file
 from toy_training import log_of, losses_of, noisy_collate, toy_collate, toy_loop, toy_model, toy_rows, toy_score
+
+import hf_relpos
 
 torch.set_num_threads(1)
 
@@ -304,6 +307,154 @@ def test_the_best_model_is_kept_and_given_back(tmp_path, scores, best):
     assert [path.name for path in tmp_path.glob(".best-*")] == [f".best-{best}.safetensors"]
 
 
+@pytest.mark.parametrize(
+    ("scores", "best"), [((5, 1, 3, 2), 4), ((5, 4, 3, 2), 8), ((1, 2, 3, 4), 2), ((3, 3, 3, 3), 2)]
+)
+def test_the_best_model_may_be_that_of_the_lowest_score(tmp_path, scores, best):
+    loop = toy_loop(tmp_path, score=planned(scores), greater_is_better=False, max_steps=8, eval_steps=2)
+    assert loop.run() == {"f1": min(scores)}
+    assert loop.best["step"] == best
+
+
+@pytest.mark.parametrize(
+    ("scores", "patience", "last", "best"),
+    [
+        ((1, 3, 2, 3, 9, 9), 2, 8, 4),
+        ((1, 3, 2, 4, 3, 3), 2, 12, 8),
+        ((3, 2, 9), 1, 4, 2),
+        ((1, 2, 3, 4, 5, 6), 1, 12, 12),
+    ],
+)
+def test_patience(tmp_path, scores, patience, last, best):
+    """Evaluated every second of 12 steps: training stops after so many scores in a row that are no better than the best."""
+    evaluate = planned(scores)
+    loop = toy_loop(tmp_path, score=evaluate, max_steps=12, eval_steps=2, patience=patience)
+    assert loop.run() == {"f1": scores[best // 2 - 1]}
+    assert (loop.step, loop.best["step"]) == (last, best)
+    assert torch.equal(loop.model.qa_outputs.weight, evaluate.seen[best // 2 - 1])
+
+
+def test_a_resumed_run_has_the_patience_that_was_left(tmp_path):
+    settings = {"max_steps": 12, "eval_steps": 2, "save_steps": 1, "patience": 3}
+    loop = toy_loop(tmp_path, score=planned([5, 4, 3, 2]), **settings)
+    stop_after(loop, 6)
+    with pytest.raises(KeyboardInterrupt):
+        loop.run()
+    again = toy_loop(tmp_path, score=planned([2, 9, 9]), resume=True, **settings)
+    assert again.run() == {"f1": 5}
+    assert again.step == 8
+    # and one that had none left takes no further step
+    for path in checkpoints(tmp_path)[:-1]:
+        shutil.rmtree(path)
+    last = toy_loop(tmp_path, score=planned([]), resume=True, **settings)
+    assert last.run() == {"f1": 5}
+    assert last.step == 8
+
+
+def target_rows():
+    """Rows with 1 to 9 targets; the model learns to repeat each token, padding aside."""
+    generator = random.Random(0)
+    return [{"input_ids": [generator.randrange(10, 50) for _ in range(n)]} for n in (9, 1, 1, 2, 8, 1, 3, 1, 5, 1)]
+
+
+def target_collate(batch):
+    inputs = {name: torch.zeros(len(batch), 12, dtype=torch.long) for name in ("input_ids", "attention_mask")}
+    inputs["labels"] = torch.full((len(batch), 12), -100)
+    for number, row in enumerate(batch):
+        length = len(row["input_ids"])
+        inputs["input_ids"][number, :length] = torch.tensor(row["input_ids"])
+        inputs["attention_mask"][number, :length] = 1
+        inputs["labels"][number, :length] = inputs["input_ids"][number, :length]
+    return inputs
+
+
+def target_loop(folder, *, collate=target_collate, rows=None, **arguments):
+    torch.manual_seed(0)
+    config = hf_relpos.RelPosBertConfig(
+        **toy_training.SIZES,
+        rel_pos={"type": "t5"},
+        absolute="drop",
+        hidden_dropout_prob=0,
+        attention_probs_dropout_prob=0,
+    )
+    settings = {"weigh": target_weight, "group_by_length": False, "max_grad_norm": 0.0, **arguments}
+    return toy_loop(
+        folder,
+        model=hf_relpos.RelPosBertForMaskedLM(config),
+        rows=target_rows() if rows is None else rows,
+        collate=collate,
+        score=lambda model, accelerator: {"f1": 0.0},
+        **settings,
+    )
+
+
+@pytest.mark.parametrize(("batch_size", "parts"), [(10, 1), (2, 5), (3, 4), (1, 10)])
+def test_each_target_counts_the_same_in_whatever_batch(tmp_path, batch_size, parts):
+    """The loss of a step is the mean over all its targets, not the mean of the batches' means, and so is its gradient."""
+    loop = target_loop(tmp_path, train_batch_size=batch_size, gradient_accumulation_steps=parts, max_steps=1)
+    loss = loop.model(**target_collate(target_rows())).loss
+    expected = dict(
+        zip(loop.model.state_dict(), torch.autograd.grad(loss, list(loop.model.parameters())), strict=False)
+    )
+    gradients = {}
+    step = loop.optimizer.step
+    loop.optimizer.step = lambda: (
+        gradients.update({n: p.grad.clone() for n, p in loop.model.named_parameters()}),
+        step(),
+    )
+    loop.run()
+    assert losses_of(tmp_path)[0][1] == pytest.approx(float(loss.detach()), rel=1e-6)
+    parameters = [name for name, _ in loop.model.named_parameters()]
+    for name, gradient in zip(parameters, expected.values(), strict=True):
+        torch.testing.assert_close(gradients[name], gradient, rtol=1e-4, atol=1e-6)
+
+
+def test_a_batch_without_targets_does_no_harm_and_a_step_without_any_is_refused(tmp_path):
+    def collate(batch):
+        inputs = target_collate(batch)
+        if len(batch[0]["input_ids"]) == 1:
+            inputs["labels"][:] = -100
+        return inputs
+
+    rows = [row for row in target_rows() if len(row["input_ids"]) != 1]
+    settings = {"train_batch_size": 1, "gradient_accumulation_steps": 10, "max_steps": 2}
+    target_loop(tmp_path / "with", collate=collate, **settings).run()
+    target_loop(tmp_path / "without", rows=rows, **settings).run()
+    assert [loss for _, loss in losses_of(tmp_path / "with")] == pytest.approx(
+        [loss for _, loss in losses_of(tmp_path / "without")], rel=1e-5
+    )
+    loop = target_loop(tmp_path / "none", collate=collate, rows=[{"input_ids": [1]}] * 4, max_steps=2)
+    with pytest.raises(RunError, match="no row of step 1 has a target"):
+        loop.run()
+
+
+def test_weights_count_targets():
+    labels = torch.tensor([[5, -100, 7], [-100, -100, 8]])
+    inputs = {"input_ids": labels, "labels": labels}
+    assert (row_weight(inputs), target_weight(inputs), next_token_weight(inputs)) == (2, 3, 2)
+
+
+@pytest.fixture
+def no_accelerator_yet():
+    """All accelerators of a process share a state, which knows the first one's backend for compiling."""
+    AcceleratorState._reset_state(True)
+    yield
+    AcceleratorState._reset_state(True)
+
+
+def test_compiling_changes_no_losses(tmp_path, no_accelerator_yet):
+    """With the backend that traces and computes as before."""
+    settings = {"max_steps": 3, "tracker": "none"}
+    toy_loop(tmp_path / "plain", model=toy_model(dropout=0.0), **settings).run()
+    AcceleratorState._reset_state(True)
+    loop = toy_loop(tmp_path / "traced", model=toy_model(dropout=0.0), compile_backend="aot_eager", **settings)
+    assert hasattr(loop.model, "_orig_mod")
+    loop.run()
+    assert [loss for _, loss in losses_of(tmp_path / "traced")] == pytest.approx(
+        [loss for _, loss in losses_of(tmp_path / "plain")], rel=1e-5
+    )
+
+
 def test_finishing_says_so_and_clears_what_only_resuming_needs(tmp_path):
     toy_loop(tmp_path, max_steps=2, save_steps=1).run()
     assert list(tmp_path.glob(".best-*"))
@@ -418,6 +569,82 @@ def test_the_scenarios_differ_and_dropout_matters(killed_runs):
     assert runs["plain"] != runs["by_length"]
     assert len(runs["accumulating"]) == 9
     assert len(runs["plain"]) == 18
+
+
+def test_a_stream_gives_each_row_once_an_epoch_in_an_order_of_its_own(tmp_path):
+    rows = [{"input_ids": [n] * (n % 7 + 1)} for n in range(50)]
+    stream = Stream(lambda: iter(rows), "", shuffle_buffer=17)
+
+    def order(seed, epoch, grouped=True):
+        batches = list(batches_of(stream, 4, seed=seed, epoch=epoch, lengths=None, grouped=grouped))
+        assert [len(batch) for batch in batches[:12]] == [4] * 12
+        return [row["input_ids"][0] for batch in batches for row in batch]
+
+    made = [order(0, 0), order(0, 1), order(1, 0), order(0, 0, grouped=False)]
+    assert all(sorted(numbers) == list(range(50)) for numbers in made)
+    assert all(a != b for i, a in enumerate(made) for b in made[:i])
+    assert order(0, 0) == made[0]
+    # shuffled within stretches of 16, the whole batches that fit into 17 rows
+    assert sorted(made[3][:16]) == list(range(16))
+
+
+def test_a_stream_reads_no_further_than_it_must(tmp_path):
+    seen = []
+
+    def read():
+        for row in toy_rows(1000):
+            seen.append(1)
+            yield row
+
+    loop = toy_loop(tmp_path, rows=Stream(read, "x", shuffle_buffer=8), max_steps=3)
+    loop.run()
+    assert len(seen) <= 24
+
+
+def test_a_stream_trains_on_all_rows_and_a_resumed_one_goes_on(tmp_path):
+    stream = Stream(lambda: iter(toy_rows(22)), "rows", shuffle_buffer=12)
+    whole = toy_loop(tmp_path / "whole", rows=stream, collate=noisy_collate, max_steps=14, save_steps=5)
+    whole.run()
+    # an epoch has 6 batches
+    assert (whole.epoch, whole.epoch_step) == (2, 2)
+    broken = toy_loop(tmp_path / "broken", rows=stream, collate=noisy_collate, max_steps=14, save_steps=5)
+    stop_after(broken, 10)
+    with pytest.raises(KeyboardInterrupt):
+        broken.run()
+    settings = {"collate": noisy_collate, "max_steps": 14, "save_steps": 5, "resume": True}
+    with pytest.raises(RunError, match="training data was 'rows' and is 'others'"):
+        toy_loop(tmp_path / "broken", rows=Stream(stream.read, "others", 12), **settings).run()
+    toy_loop(tmp_path / "broken", rows=stream, **settings).run()
+    assert log_of(tmp_path / "broken") == log_of(tmp_path / "whole")
+
+
+def test_streams_that_cannot_be(tmp_path):
+    with pytest.raises(RunError, match="how many rows a stream has is not known: say max_steps"):
+        toy_loop(tmp_path / "a", rows=Stream(lambda: iter(toy_rows(3)), ""))
+    loop = toy_loop(tmp_path / "b", rows=Stream(lambda: iter([]), ""), max_steps=2)
+    with pytest.raises(RunError, match="no rows to train on"):
+        loop.run()
+
+
+def test_sigterm_saves_a_checkpoint_and_a_resumed_run_goes_on(tmp_path):
+    settings = {"max_steps": 8, "eval_steps": 3}
+
+    def stopping(batch):
+        stopping.calls += 1
+        if stopping.calls == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return noisy_collate(batch)
+
+    stopping.calls = 0
+    before = signal.getsignal(signal.SIGTERM)
+    toy_loop(tmp_path / "whole", collate=noisy_collate, **settings).run()
+    loop = toy_loop(tmp_path / "stopped", collate=stopping, **settings)
+    with pytest.raises(Stopped, match="stopped by SIGTERM at step 4; --resume true goes on from there"):
+        loop.run()
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert [path.name for path in checkpoints(tmp_path / "stopped")] == ["checkpoint-4"]
+    toy_loop(tmp_path / "stopped", collate=noisy_collate, resume=True, **settings).run()
+    assert log_of(tmp_path / "stopped") == log_of(tmp_path / "whole")
 
 
 def resumed(folder, **changes):
@@ -776,6 +1003,9 @@ def test_no_rows(tmp_path):
         ({"schedule": "liner"}, "schedule='liner' is not valid: it must be one of linear, cosine"),
         ({"mixed_precision": "bf8"}, "mixed_precision='bf8' is not valid: it must be one of no, bf16, fp16"),
         ({"seed": -1}, "seed=-1 is not valid"),
+        ({"patience": 0, "eval_steps": 1}, "patience=0 is not valid"),
+        ({"patience": 2}, "patience counts evaluations during training, which need eval_steps"),
+        ({"compile_backend": "inducter"}, "compile_backend='inducter' is not valid: it must be one of no, "),
         ({"resume": True, "overwrite_output_dir": True}, "resume and overwrite_output_dir exclude each other"),
     ],
 )

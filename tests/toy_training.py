@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from checkpoints import prepare_folder
-from loop import LoopArguments, TrainingLoop, make_accelerator
+from loop import LoopArguments, TrainingLoop, make_accelerator, row_weight
 from safetensors.torch import save_model
 
 import hf_relpos
@@ -80,14 +80,25 @@ def toy_score(model, accelerator: Accelerator, rows=None):
     return {"f1": -float(accelerator.unwrap_model(model)(**toy_collate(rows or toy_rows(8, seed=1))).loss)}
 
 
-def toy_loop(folder, *, model=None, rows=None, collate=toy_collate, score=toy_score, **arguments):
+def toy_loop(
+    folder,
+    *,
+    model=None,
+    rows=None,
+    collate=toy_collate,
+    score=toy_score,
+    weigh=row_weight,
+    greater_is_better=True,
+    **arguments,
+):
     settings = {"train_batch_size": 4, "learning_rate": 1e-2, "tracker": "none", "output_dir": str(folder), **arguments}
     made = LoopArguments(**settings)
     accelerator = make_accelerator(made)
     prepare_folder(made)
     rows = toy_rows() if rows is None else rows
     model = toy_model() if model is None else model
-    return TrainingLoop(model, rows, collate, score, "f1", made, accelerator, eval_rows=toy_rows(8, seed=1))
+    options = {"eval_rows": toy_rows(8, seed=1), "weigh": weigh, "greater_is_better": greater_is_better}
+    return TrainingLoop(model, rows, collate, score, "f1", made, accelerator, **options)
 
 
 def log_of(folder):

@@ -20,6 +20,8 @@ from accelerate.utils import broadcast_object_list, load
 from safetensors import SafetensorError
 from safetensors.torch import load_file, load_model, save_file, save_model
 
+# under which a process may hold only a part of the parameters
+SHARDING = (DistributedType.FSDP, DistributedType.DEEPSPEED)
 METRICS, PROGRESS = "metrics.json", "progress.json"
 # what a full disk raises, by the library that writes, and what a damaged file does
 UNWRITABLE = (OSError, RuntimeError, SafetensorError)
@@ -191,8 +193,7 @@ def best_path(folder: Path, step: int) -> Path:
 
 def save_best(folder: Path, model: Any, accelerator: Accelerator, step: int) -> None:
     """Keep the weights of ``model`` as those of the best model; to be called on every process."""
-    sharded = is_sharded(accelerator)
-    weights = accelerator.get_state_dict(model) if sharded else None
+    weights = accelerator.get_state_dict(model) if accelerator.distributed_type in SHARDING else None
     if not accelerator.is_main_process:
         return
     path = best_path(folder, step)
@@ -213,19 +214,26 @@ def take_best(folder: Path, model: Any, accelerator: Accelerator, step: int) -> 
     """Put the weights kept of ``step`` back into ``model``; to be called on every process."""
     accelerator.wait_for_everyone()
     path = best_path(folder, step)
-    if not is_sharded(accelerator):
+    if accelerator.distributed_type == DistributedType.DEEPSPEED and accelerator.state.deepspeed_plugin.zero_stage == 3:
+        import deepspeed
+
+        with deepspeed.zero.GatheredParameters(list(model.parameters()), modifier_rank=0):
+            if accelerator.is_main_process:
+                load_model(accelerator.unwrap_model(model), path)
+        return
+    if accelerator.distributed_type != DistributedType.FSDP:
         load_model(accelerator.unwrap_model(model), path)
         return
     from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+    from torch.distributed.fsdp import FSDPModule
 
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            # after an evaluation some parameters are still gathered, and would be taken for whole ones
+            module.reshard()
     weights: dict[str, Any] = dict(load_file(path)) if accelerator.is_main_process else {}
     options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
     set_model_state_dict(model, weights, options=options)
-
-
-def is_sharded(accelerator: Accelerator) -> bool:
-    """Whether each process holds only a part of the model's parameters."""
-    return accelerator.distributed_type == DistributedType.FSDP
 
 
 def forget_old_best(folder: Path, step: int | None) -> None:

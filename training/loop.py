@@ -32,6 +32,7 @@ from checkpoints import (
     save_checkpoint,
     take_best,
 )
+from distribution import shard_where_asked
 from tqdm.auto import tqdm
 from transformers import get_scheduler
 
@@ -316,7 +317,10 @@ class TrainingLoop:
         losses = []
         for number, (batch, weight) in enumerate(zip(inputs, weights, strict=True), 1):
             moved = {name: tensor.to(self.accelerator.device) for name, tensor in batch.items()}
-            with nullcontext() if number == len(inputs) else self.accelerator.no_sync(self.model):
+            last = number == len(inputs)
+            # DeepSpeed takes its step inside backward, and goes by this
+            self.accelerator.sync_gradients = last
+            with nullcontext() if last else self.accelerator.no_sync(self.model):
                 output = self.model(**moved, **self._forward_options)
                 # the processes' gradients are averaged, not added
                 loss = output.loss * (weight * processes / total) if weight else _nothing(output)
@@ -335,9 +339,9 @@ class TrainingLoop:
         return mean, bool(stop)
 
     def _clip_gradient(self) -> None:
-        norm = float(
-            self.accelerator.clip_grad_norm_(self.model.parameters(), self.arguments.max_grad_norm or math.inf)
-        )
+        found = self.accelerator.clip_grad_norm_(self.model.parameters(), self.arguments.max_grad_norm or math.inf)
+        # DeepSpeed clips by its own configuration, and may not tell
+        norm = 0.0 if found is None else float(found)
         # in fp16 infinite gradients are part of finding the scale; such a step is skipped
         if not math.isfinite(norm) and self.arguments.mixed_precision != "fp16":
             raise RunError(f"the norm of the gradient became {norm} at step {self.step + 1}; lower the learning rate")
@@ -433,5 +437,6 @@ def make_accelerator(arguments: LoopArguments) -> Accelerator:
     )
     if arguments.tracker != "none" and not accelerator.log_with:
         raise RunError(f"tracker={arguments.tracker} is not installed: install it, or use tracker=none")
+    shard_where_asked(accelerator)
     set_seed(arguments.seed)
     return accelerator

@@ -8,6 +8,7 @@ from typing import Any
 import transformers
 from arguments import Arguments, option, parse_mapping
 from checkpoints import RunError, one_line
+from huggingface_hub.errors import StrictDataclassError
 from tokenizing import KINDS, trained_tokenizer
 from transformers import CONFIG_MAPPING, AutoConfig, AutoTokenizer
 
@@ -106,6 +107,10 @@ def load_tokenizer(arguments: ModelArguments, texts: Callable[[], Iterable[str]]
             raise RunError(f"tokenizer={arguments.tokenizer}: this task trains no tokenizer; name a folder or Hub id")
         return trained_tokenizer(arguments.tokenizer, texts(), arguments.vocabulary_size)
     name = arguments.tokenizer or arguments.model
+    if arguments.from_scratch and name in CONFIG_MAPPING:
+        raise RunError(
+            f"the model type {name!r} has no tokenizer: give tokenizer, {', '.join(KINDS)} or a folder or Hub id"
+        )
     try:
         tokenizer = AutoTokenizer.from_pretrained(resolve_model(name))
     except (OSError, ValueError) as error:
@@ -195,22 +200,26 @@ def _from_scratch(arguments: ModelArguments, head: str, tokenizer: Any, config: 
         raise RunError(f"model_config: {type(stock).__name__} has no value {', '.join(unknown)}")
     if head == "CausalLM" and hasattr(stock, "is_decoder"):
         values["is_decoder"] = True
-    # only what was said otherwise than by default, so that what follows from sizes follows from the new ones
-    kept = {name: value for name, value in stock.to_diff_dict().items() if name not in _NOT_VALUES}
-    kept = (
-        {name: value for name, value in kept.items() if name not in ("rel_pos", "absolute")}
-        if arguments.rel_pos
-        else kept
-    )
+    # of a model type alone, everything follows from the new values; of a folder, what it says otherwise than by default stays
+    kept = {} if source in CONFIG_MAPPING else stock.to_diff_dict()
     names = {stock.attribute_map.get(name, name): value for name, value in values.items()}
+    dropped = {*_NOT_VALUES, *(("rel_pos", "absolute") if arguments.rel_pos else ())}
+    if "num_hidden_layers" in names:
+        dropped.add("layer_types")
+    names = {**{name: value for name, value in kept.items() if name not in dropped}, **names}
     if arguments.rel_pos is None:
-        made = type(stock)(**{**kept, **names})
-        cls = _auto(head)
-        model = cls.from_config(made, **_chosen(arguments))
+        make_config, make_model = type(stock), _auto(head).from_config
     else:
         cls = hf_relpos.auto_class(stock, head)
-        made = cls.config_class(**{**kept, **names}, rel_pos=_rel_pos(arguments), absolute=arguments.absolute)
-        model = cls._from_config(made, **_chosen(arguments))
+        names |= {"rel_pos": _rel_pos(arguments), "absolute": arguments.absolute}
+        make_config, make_model = cls.config_class, cls._from_config
+    try:
+        made = make_config(**names)
+        # what is asked of it when it is saved, which is late
+        made.validate()
+    except StrictDataclassError as error:
+        raise RunError(f"model_config: {one_line(error)}") from error
+    model = make_model(made, **_chosen(arguments))
     return model, {name for name, _ in model.named_parameters()}
 
 

@@ -61,10 +61,8 @@ def write_results(
     metrics: dict[str, float],
     predictions: Any,
     arguments: Any,
-    weights: dict[str, Any] | None = None,
 ) -> None:
-    """Write everything into ``folder``, the metrics last, which say that the rest is there. ``weights``: those of a model that holds only a
-    part of them. Raises :class:`RunError` when there is no room."""
+    """Write everything into ``folder``, the metrics last, which say that the rest is there. Raises :class:`RunError` when there is no room."""
     settings = {name: value for name, value in as_scalars(arguments).items() if name not in _UNTOLD}
     try:
         if predictions is not None:
@@ -72,7 +70,7 @@ def write_results(
             (folder / "predictions.json").write_text(text, encoding="utf-8")
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
-        model.save_pretrained(folder, **({} if weights is None else {"state_dict": weights}))
+        model.save_pretrained(folder)
         if hasattr(model.config, "rel_pos"):
             hf_relpos.write_model_card(model, folder, task=task, dataset=dataset, metrics=metrics, training=settings)
         else:

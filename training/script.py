@@ -10,7 +10,8 @@ import torch
 from accelerate import Accelerator
 from arguments import as_scalars, parse_arguments
 from batches import Row, Stream
-from checkpoints import RunError, check_folder, is_sharded, prepare_folder
+from checkpoints import RunError, check_folder, prepare_folder
+from distribution import whole_model
 from loop import Stopped, TrainingLoop, make_accelerator, row_weight
 from models import finished_model
 from results import push, show, write_results
@@ -95,9 +96,9 @@ def _leave(
     loop: TrainingLoop, task: Task, folder: Path, metrics: dict[str, float], predictions: Any, arguments: Any
 ) -> None:
     accelerator = loop.accelerator
-    weights = accelerator.get_state_dict(loop.model) if is_sharded(accelerator) else None
+    whole = whole_model(loop.model, accelerator)
     if accelerator.is_main_process:
-        trained = finished_model(accelerator.unwrap_model(loop.model, keep_torch_compile=False))
+        trained = finished_model(whole)
         write_results(
             trained,
             task.tokenizer,
@@ -107,7 +108,6 @@ def _leave(
             metrics=metrics,
             predictions=predictions,
             arguments=arguments,
-            weights=weights,
         )
         show(metrics, folder)
         if arguments.push_to_hub:

@@ -59,12 +59,24 @@ def _bytes(texts: Iterable[str], size: int) -> PreTrainedTokenizerFast:
 
 
 def _wordpiece(texts: Iterable[str], size: int) -> PreTrainedTokenizerFast:
-    backend = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    backend.normalizer = normalizers.BertNormalizer(lowercase=True)
-    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    backend.decoder = decoders.WordPiece()
-    trainer = trainers.WordPieceTrainer(vocab_size=size, special_tokens=list(_WORDPIECE), show_progress=False)
-    backend.train_from_iterator(texts, trainer)
+    normalizer, words = normalizers.BertNormalizer(lowercase=True), pre_tokenizers.BertPreTokenizer()
+    texts = list(texts)
+    inside = {
+        character
+        for text in texts
+        for word, _ in words.pre_tokenize_str(normalizer.normalize_str(text))
+        for character in word[1:]
+    }
+    learner = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    learner.normalizer, learner.pre_tokenizer = normalizer, words
+    # the trainer numbers what continues a word in an order that changes from run to run, unless it is named beforehand
+    named = [*_WORDPIECE, *(f"##{character}" for character in sorted(inside))]
+    learner.train_from_iterator(
+        texts, trainers.WordPieceTrainer(vocab_size=size, special_tokens=named, show_progress=False)
+    )
+    # anew, for there only BERT's marks are special
+    backend = Tokenizer(models.WordPiece(learner.get_vocab(), unk_token="[UNK]"))
+    backend.normalizer, backend.pre_tokenizer, backend.decoder = normalizer, words, decoders.WordPiece()
     special = [(name, backend.token_to_id(name)) for name in ("[CLS]", "[SEP]")]
     backend.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=special
