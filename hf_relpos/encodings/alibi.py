@@ -61,6 +61,7 @@ class Alibi(Encoding[AlibiOptions]):
     name = "alibi"
     Options = AlibiOptions
     shared = True
+    by_place = True
     card = Card(
         title="Train Short, Test Long: Attention with Linear Biases Enables Input Length Extrapolation",
         authors="Press, Ofir and Smith, Noah A. and Lewis, Mike",

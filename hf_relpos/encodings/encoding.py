@@ -79,7 +79,7 @@ class SharedPart(Part):
         """Initialise them; only ``torch.nn.init`` functions may write."""
 
     def tensor(self, inputs: EncodingInputs) -> Tensor:
-        """What the layers get."""
+        """What the layers get, from its parameters alone."""
         raise NotImplementedError
 
     def forward(self, inputs: EncodingInputs, before: Contribution) -> Contribution:
@@ -87,7 +87,8 @@ class SharedPart(Part):
             raise ValueError(
                 f"rel_pos names {self.owner!r} twice; one of them can have parameters shared by all layers"
             )
-        return replace(before, shared={**before.shared, self.owner: self.tensor(inputs)})
+        tensor = inputs.once((self, inputs.dtype), lambda: self.tensor(inputs))
+        return replace(before, shared={**before.shared, self.owner: tensor})
 
 
 class Encoding(Part, Generic[OptionsT]):
@@ -95,7 +96,8 @@ class Encoding(Part, Generic[OptionsT]):
 
     Class attributes of a method: ``name`` (its ``rel_pos`` type), ``Options``, ``card``, ``shared`` (one module for all layers, as
     its authors do it), ``Shared`` (a :class:`SharedPart`, where only some of its parameters are shared), ``reads`` (optional inputs it
-    needs), ``legacy_position_embedding_type`` and ``legacy_parameter_names`` (how checkpoints of transformers 4 spelled it: the value of that
+    needs), ``by_place`` (its score terms read slots, indices, scale and dtype alone, so that layers which share the module compute them once),
+    ``legacy_position_embedding_type`` and ``legacy_parameter_names`` (how checkpoints of transformers 4 spelled it: the value of that
     config key, and their parameter name for each of ours).
     """
 
@@ -105,6 +107,7 @@ class Encoding(Part, Generic[OptionsT]):
     shared: ClassVar[bool] = False
     Shared: ClassVar[type[SharedPart] | None] = None
     reads: ClassVar[frozenset[str]] = frozenset()
+    by_place: ClassVar[bool] = False
     legacy_position_embedding_type: ClassVar[str | None] = None
     legacy_parameter_names: ClassVar[dict[str, str]] = {}
 
@@ -218,6 +221,11 @@ class Encoding(Part, Generic[OptionsT]):
         first, last = self.options.heads
         return self._on_heads(first, last, inputs, before)
 
+    def _score_terms(self, inputs: EncodingInputs) -> tuple[ScoreTerm, ...]:
+        if not (self.by_place and self.share_layers):
+            return self.score_terms(inputs)
+        return inputs.once((self, inputs.scale, inputs.dtype), lambda: self.score_terms(inputs))
+
     def _contribute(self, inputs: EncodingInputs, before: Contribution) -> Contribution:
         scale = self.content_scale(inputs.scale)
         if scale == inputs.scale:
@@ -236,7 +244,7 @@ class Encoding(Part, Generic[OptionsT]):
             query,
             key,
             scale,
-            before.score_terms + self.score_terms(inputs),
+            before.score_terms + self._score_terms(inputs),
             before.value_terms + self.value_terms(inputs),
             before.row_maps + tuple(row_map for row_map in (self.row_map(inputs, before),) if row_map is not None),
             before.shared,

@@ -46,6 +46,7 @@ class Fire(Encoding[FireOptions]):
     Options = FireOptions
     shared = True
     reads = frozenset({"index"})
+    by_place = True
     card = Card(
         title="Functional Interpolation for Relative Positions Improves Long Context Transformers",
         authors="Li, Shanda and You, Chong and Guruganesh, Guru and Ainslie, Joshua and Ontanon, Santiago and Zaheer, Manzil and "

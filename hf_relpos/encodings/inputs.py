@@ -1,13 +1,17 @@
 """What an encoding is given for one call, and what it gives back."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
 
 from .positions import Positions
 from .terms import ScoreTerm, ValueTerm
+
+T = TypeVar("T")
 
 # content scores [B, H, Tq, Tk], sum of all score terms or None, visible keys [B|1, 1|H, Tq, Tk] or None, the factor of the content -> content scores
 RowMap = Callable[[Tensor, Tensor | None, Tensor | None, float], Tensor]
@@ -24,6 +28,39 @@ class Tokens:
     before: int | Tensor = 0
 
 
+class OncePerForward:
+    """What the layers of a model compute once in a forward, since none of it differs between them: made at the model's entrance, gone with its last user.
+
+    A layer that is checkpointed keeps nothing for its backward pass, and counts what it would have kept; what it computes here stands outside of that, like
+    an input. Where a layer runs without gradients in a forward that has them (reentrant checkpointing), to be run again with them, every layer computes all
+    of its own.
+    """
+
+    def __init__(self) -> None:
+        self._learning = torch.is_grad_enabled()
+        self._known: dict[Hashable, Any] = {}
+        try:
+            with saved_tensors_hooks(_as_it_is, _as_it_is):
+                self._apart = False
+        except RuntimeError:
+            # under transforms of torch.func, which allow no hooks
+            self._apart = True
+
+    def get(self, key: Hashable, compute: Callable[[], T]) -> T:
+        """``compute()``, or what it gave for the same ``key`` before."""
+        self._apart = self._apart or torch.is_grad_enabled() != self._learning
+        if self._apart:
+            return compute()
+        if key not in self._known:
+            with saved_tensors_hooks(_as_it_is, _as_it_is):
+                self._known[key] = compute()
+        return self._known[key]
+
+
+def _as_it_is(tensor: Tensor) -> Tensor:
+    return tensor
+
+
 @dataclass(frozen=True)
 class EncodingInputs:
     """All that an encoding may look at.
@@ -35,7 +72,8 @@ class EncodingInputs:
     gets it; in pre-norm hosts that is the normalised input. ``relation_ids`` ``[B, Tq, Tk]``. ``query_index`` ``[B|1, Tq]`` and ``key_index`` ``[B|1, Tk]``: the place of each token in its own text, 0 for the first; unlike slots they
     differ by sample under left padding and start anew in each packed document. ``key_state`` ``[B, Tk, S]``: what
     :meth:`Encoding.key_state` gave for each key. ``seed``: a number drawn once for a forward of the whole model. ``projections``: the host's own
-    maps of ``[N, E]`` to queries and keys ``[H|G, N, D]``. ``shared``: what :class:`SharedPart` modules hand to the layers.
+    maps of ``[N, E]`` to queries and keys ``[H|G, N, D]``. ``shared``: what :class:`SharedPart` modules hand to the layers. ``forward``: what layers compute once
+    for all of them, for :meth:`once`.
     """
 
     query: Tensor
@@ -50,6 +88,17 @@ class EncodingInputs:
     seed: int | None = None
     projections: tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]] | None = None
     shared: Mapping[str, Tensor] = field(default_factory=dict)
+    forward: OncePerForward | None = None
+
+    def once(self, key: Hashable, compute: Callable[[], T]) -> T:
+        """``compute()``, or what it gave in an earlier layer with the same ``key`` and the same slots, in the same forward of a model.
+
+        What it reads besides must not differ between layers: slots, indices, ``dtype``, and parameters that the key names by their module.
+        """
+        place = self.positions.identity
+        if self.forward is None or place is None:
+            return compute()
+        return self.forward.get((key, place), compute)
 
     @property
     def dtype(self) -> torch.dtype:

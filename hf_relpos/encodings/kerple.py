@@ -23,6 +23,7 @@ class Kerple(Encoding[DirectedOptions]):
 
     Options = DirectedOptions
     shared = True
+    by_place = True
 
     def create_parameters(self) -> None:
         self.p = nn.Parameter(torch.empty(self.host.num_heads))

@@ -48,6 +48,7 @@ class LogCpb(Encoding[LogCpbOptions]):
 
     name = "log_cpb"
     Options = LogCpbOptions
+    by_place = True
     card = Card(
         title="Swin Transformer V2: Scaling Up Capacity and Resolution",
         authors="Liu, Ze and Hu, Han and Lin, Yutong and Yao, Zhuliang and Xie, Zhenda and Wei, Yixuan and Ning, Jia and Cao, Yue "

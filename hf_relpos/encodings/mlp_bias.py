@@ -47,6 +47,7 @@ class MlpBias(Encoding[MlpBiasOptions]):
     name = "mlp_bias"
     Options = MlpBiasOptions
     shared = True
+    by_place = True
     card = Card(
         title="CrossFormer: A Versatile Vision Transformer Hinging on Cross-scale Attention",
         authors="Wang, Wenxiao and Yao, Lu and Chen, Long and Lin, Binbin and Cai, Deng and He, Xiaofei and Liu, Wei",

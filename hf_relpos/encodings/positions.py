@@ -61,6 +61,13 @@ class Positions:
         """Whether slots were reassigned and need not follow each other."""
         return self.limit is not None
 
+    @property
+    def identity(self) -> tuple[int, int, int, int, torch.device] | None:
+        """What tells these slots from others, without a look at a tensor; None where that is not enough."""
+        if self.has_gaps or not isinstance(self.query_start, int) or not isinstance(self.key_start, int):
+            return None
+        return (self.num_queries, self.num_keys, self.query_start, self.key_start, self.device)
+
     def of_queries(self, per_key: Tensor) -> Tensor:
         """The rows ``[B, Tq, ...]`` that belong to the queries in what there is for each key ``[B, Tk, ...]``: queries stand among the keys."""
         first = self.query_start - self.key_start

@@ -26,10 +26,6 @@ class ClampOptions(EncodingOptions):
         super().__post_init__()
         self.require(self.clamp_len is None or self.clamp_len >= 1, "clamp_len", "null or at least 1")
 
-    def clamped(self, distances: Tensor) -> Tensor:
-        """``distances`` with those beyond ``clamp_len``, on either side, at that distance."""
-        return distances if self.clamp_len is None else distances.clamp(-self.clamp_len, self.clamp_len)
-
 
 class ProjectedSinusoid(Encoding[OptionsT]):
     """Terms of ``(q + u) . k + (q + v) . (W R(n))``, for every method of that form.
@@ -49,12 +45,26 @@ class ProjectedSinusoid(Encoding[OptionsT]):
         for parameter in self.parameters(recurse=False):
             nn.init.normal_(parameter, std=0.02)
 
-    def projected_terms(self, inputs: EncodingInputs, distances: Tensor, base: float) -> tuple[ScoreTerm, ...]:
-        """The position term and the content bias, with ``R`` taken at ``distances`` ``[L]``."""
-        dtype = inputs.query.dtype
-        waves = sinusoid(distances, self.host.hidden_size, base, self.layout, inputs.dtype).to(dtype)
-        rows = (waves @ self.projection.T.to(dtype)).unflatten(-1, (self.host.num_heads, self.host.head_dim))
+    def projected_terms(self, inputs: EncodingInputs, base: float, clamp: int | None = None) -> tuple[ScoreTerm, ...]:
+        """The position term and the content bias, with ``R`` taken at the call's distances, none beyond ``clamp``."""
+        dtype, heads, width = inputs.query.dtype, self.host.num_heads, self.host.hidden_size
+        waves = inputs.once(
+            ("sinusoid", clamp, width, base, self.layout, dtype),
+            lambda: sinusoid(_clamped(inputs, clamp), width, base, self.layout, inputs.dtype).to(dtype),
+        )
+        projection = self.projection.to(dtype)
         query = inputs.scale * (inputs.query + self.position_bias.to(dtype)[:, None])
-        content = inputs.scale * torch.einsum("hd,bhkd->bhk", self.content_bias.to(dtype), inputs.keys_per_head())
-        position = QueryBuckets(query, rows.transpose(0, 1), None, inputs.positions)
+        if query.shape[0] * query.shape[2] < self.host.head_dim:
+            # q . (W r) = (W^T q) . r: fewer products where there are few queries
+            position = QueryBuckets(query @ projection.unflatten(0, (heads, -1)), waves, None, inputs.positions)
+        else:
+            rows = (waves @ projection.T).unflatten(-1, (heads, -1))
+            position = QueryBuckets(query, rows.transpose(0, 1), None, inputs.positions)
+        content = inputs.scale * (inputs.keys_per_head() @ self.content_bias.to(dtype)[..., None]).squeeze(-1)
         return (position, KeyVector(content, inputs.positions))
+
+
+def _clamped(inputs: EncodingInputs, limit: int | None) -> Tensor:
+    """The call's distances with those beyond ``limit``, on either side, at that distance."""
+    distances = inputs.positions.distances()
+    return distances if limit is None else distances.clamp(-limit, limit)

@@ -68,7 +68,8 @@ class Relation(Encoding[RelationOptions]):
 
     def _relations(self, inputs: EncodingInputs) -> Tensor:
         """The given ids; raises ValueError when one has no row in the tables."""
-        ids = inputs.require("relation_ids", self.name).long()
+        given = inputs.require("relation_ids", self.name)
+        ids = given.long()
         positions = inputs.positions
         if ids.shape[1:] != (positions.num_queries, positions.num_keys):
             raise ValueError(
@@ -77,7 +78,7 @@ class Relation(Encoding[RelationOptions]):
         # a graph under construction and the meta device have no values to look at
         if ids.is_meta or torch.compiler.is_compiling() or not ids.numel():
             return ids
-        low, high = (int(bound) for bound in ids.aminmax())
+        low, high = inputs.once(("range", given), lambda: tuple(int(bound) for bound in ids.aminmax()))
         if low < 0 or high >= self.options.num_relations:
             raise ValueError(
                 f"relation_ids holds {low if low < 0 else high}, but must be 0 to {self.options.num_relations - 1} "

@@ -48,6 +48,7 @@ class Sandwich(Encoding[SandwichOptions]):
     name = "sandwich"
     Options = SandwichOptions
     shared = True
+    by_place = True
     card = Card(
         title="Dissecting Transformer Length Extrapolation via the Lens of Receptive Field Analysis",
         authors="Chi, Ta-Chung and Fan, Ting-Han and Rudnicky, Alexander I. and Ramadge, Peter J.",

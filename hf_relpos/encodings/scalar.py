@@ -39,6 +39,7 @@ class Scalar(Encoding[ScalarOptions]):
 
     name = "scalar"
     Options = ScalarOptions
+    by_place = True
     card = Card(
         title="On Scalar Embedding of Relative Positions in Attention Models",
         authors="Wu, Junshuang and Zhang, Richong and Mao, Yongyi and Chen, Junfan",

@@ -74,10 +74,13 @@ class Sinusoidal(ProjectedSinusoid[SinusoidalOptions]):
             nn.init.zeros_(self.position_bias)
 
     def score_terms(self, inputs: EncodingInputs) -> tuple[ScoreTerm, ...]:
-        distances, base = inputs.positions.distances(), float(self.options.base)
+        base, width, dtype = float(self.options.base), self.host.head_dim, inputs.query.dtype
         if self.options.learned:
-            return self.projected_terms(inputs, distances, base)
-        waves = sinusoid(distances, self.host.head_dim, base, self.layout, inputs.dtype).to(inputs.query.dtype)
+            return self.projected_terms(inputs, base)
+        waves = inputs.once(
+            ("sinusoid", None, width, base, self.layout, dtype),
+            lambda: sinusoid(inputs.positions.distances(), width, base, self.layout, inputs.dtype).to(dtype),
+        )
         return (QueryBuckets(inputs.scale * inputs.query, waves, None, inputs.positions),)
 
     @property

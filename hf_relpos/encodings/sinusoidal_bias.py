@@ -46,6 +46,7 @@ class SinusoidalBias(Encoding[SinusoidalBiasOptions]):
 
     name = "sinusoidal_bias"
     Options = SinusoidalBiasOptions
+    by_place = True
     card = Card(
         title="Mega: Moving Average Equipped Gated Attention",
         authors="Ma, Xuezhe and Zhou, Chunting and Kong, Xiang and He, Junxian and Gui, Liangke and Neubig, Graham and May, Jonathan "

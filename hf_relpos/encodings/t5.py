@@ -43,6 +43,7 @@ class T5Bias(Encoding[T5Options]):
     name = "t5"
     Options = T5Options
     shared = True
+    by_place = True
     card = Card(
         title="Exploring the Limits of Transfer Learning with a Unified Text-to-Text Transformer",
         authors="Raffel, Colin and Shazeer, Noam and Roberts, Adam and Lee, Katherine and Narang, Sharan and Matena, Michael and "

@@ -88,6 +88,8 @@ class QueryBuckets(ScoreTerm):
         p = self.positions
         query, columns = self.query[:, :, rows], len(range(p.num_keys)[cols])
         near = _rows_by_distance(self.table, self.bucket, p, rows, cols)
+        if near is not None and query.shape[2] == 1:
+            return (query @ near.transpose(-1, -2)).flip(-1)
         if near is not None:
             return skew(query @ near.flip(-2).transpose(-1, -2), columns)
         values = query @ self.table.transpose(-1, -2)

@@ -36,6 +36,7 @@ class Tisa(Encoding[TisaOptions]):
     name = "tisa"
     Options = TisaOptions
     shared = True
+    by_place = True
     card = Card(
         title="The Case for Translation-Invariant Self-Attention in Transformer-Based Language Models",
         authors="Wennberg, Ulme and Henter, Gustav Eje",

@@ -30,5 +30,4 @@ class TransformerXL(ProjectedSinusoid[ClampOptions]):
     )
 
     def score_terms(self, inputs: EncodingInputs) -> tuple[ScoreTerm, ...]:
-        distances = self.options.clamped(inputs.positions.distances())
-        return self.projected_terms(inputs, distances, base=10000.0)
+        return self.projected_terms(inputs, 10000.0, self.options.clamp_len)

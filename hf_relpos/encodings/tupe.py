@@ -57,6 +57,7 @@ class Tupe(Encoding[TupeOptions]):
     Options = TupeOptions
     shared = True
     reads = frozenset({"index"})
+    by_place = True
     card = Card(
         title="Rethinking Positional Encoding in Language Pre-training",
         authors="Ke, Guolin and He, Di and Liu, Tie-Yan",

@@ -59,8 +59,7 @@ class XLNet(ProjectedSinusoid[ClampOptions]):
         return None if hidden is None else torch.zeros_like(hidden[..., :1]).expand(-1, -1, 2)
 
     def score_terms(self, inputs: EncodingInputs) -> tuple[ScoreTerm, ...]:
-        distances = self.options.clamped(inputs.positions.distances())
-        terms = self.projected_terms(inputs, distances, base=10000.0)
+        terms = self.projected_terms(inputs, 10000.0, self.options.clamp_len)
         if inputs.key_state is None:
             return terms
         dtype = inputs.query.dtype

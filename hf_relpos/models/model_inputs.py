@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import Cache, EncoderDecoderCache
 
 from ..encodings.encoding import Encoding
-from ..encodings.inputs import Tokens
+from ..encodings.inputs import OncePerForward, Tokens
 from .architectures import ArchSpec
 from .compact_mask import CompactMask
 from .key_memory import remembered
@@ -22,7 +22,7 @@ class Given:
     ``weights``: attention weights are asked for. ``index`` ``[B|1, T]``: the place of each new token in its own text. ``has_cache``: there
     may be keys besides the new ones. ``tokens``: what the new tokens bring along, hidden states excepted. ``relation_ids`` ``[B, T, Tk]``. ``seed``: drawn once
     for the forward. ``masks_are_ours``: the caller gave no mask by query and key, so that all masks are made by our mask function. ``documents`` ``[B, T]``:
-    the packed text of each token, where no mask tells.
+    the packed text of each token, where no mask tells. ``forward``: what layers compute once for all of them.
     """
 
     weights: bool = False
@@ -33,6 +33,7 @@ class Given:
     seed: int | None = None
     masks_are_ours: bool = False
     documents: Tensor | None = None
+    forward: OncePerForward | None = None
 
 
 def is_tracing() -> bool:
@@ -122,6 +123,8 @@ def before_model(
         seed=int(torch.randint(2**31, ())) if "seed" in entrance.needs and base.training else None,
         masks_are_ours=masks_are_ours,
         documents=documents,
+        # a graph shares equal parts by itself
+        forward=None if is_tracing() else OncePerForward(),
     )
     if entrance.random_absolute is not None and base.training and past is None and kwargs.get("position_ids") is None:
         kwargs["position_ids"] = _draw_absolute(config, entrance, index, length)

@@ -91,7 +91,7 @@ class Site:
         hidden: Any,
     ) -> dict[str, Any]:
         needs: frozenset[str] = frozenset().union(*(encoding.needs for encoding in encodings))  # type: ignore[arg-type]
-        found: dict[str, Any] = {"key_state": None if memory is None else memory.state}
+        found: dict[str, Any] = {"key_state": None if memory is None else memory.state, "forward": given.forward}
         if "hidden_states" in needs:
             found["hidden_states"] = hidden
         if "relation_ids" in needs:
