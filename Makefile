@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check bench bench-host bench-long bench-full docs clean
+.PHONY: demo test check bench bench-host bench-long bench-step bench-crossovers bench-full docs clean
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -36,8 +36,15 @@ bench-host: $(READY)
 bench-long: $(READY)
 	$(BIN)/python benchmarks/long_text.py --device cpu
 
+bench-step: $(READY)
+	$(BIN)/python benchmarks/training_step.py --device cpu
+
+bench-crossovers: $(READY)
+	$(BIN)/python benchmarks/crossovers.py --device cpu
+
 bench-full: $(READY)
-	$(BIN)/python benchmarks/attention.py --lengths 512 1024 2048 4096 8192 --dtypes float32 bfloat16
+	$(BIN)/python benchmarks/scaling.py
+	$(BIN)/python benchmarks/plot.py
 
 docs: $(READY)
 	$(BIN)/python docs/generate.py

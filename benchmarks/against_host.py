@@ -15,12 +15,21 @@ from typing import Any
 import host_paths
 from attention_case import BACKWARD, Case, Setting
 from call_timing import Effort, rounds_at
-from command_line import DTYPES, add_common_flags, add_shape_flags, command_parser, find_device, positive, record
+from command_line import (
+    DTYPES,
+    add_common_flags,
+    add_shape_flags,
+    command_parser,
+    find_device,
+    positive,
+    record,
+    variant,
+)
 from comparison import Comparison, compare
-from host_paths import HostCase, Path
 from peak_memory import preload
 from result_files import ComparisonResults
 from result_table import MISSING, comparison_head, grid, not_measured, spread
+from rival_case import Path, RivalCase
 from storage import store
 from tqdm import tqdm
 
@@ -60,7 +69,7 @@ def measure(arguments: argparse.Namespace, device: str) -> Iterator[Comparison]:
     for name, length, backward in tqdm(plan, unit="case", mininterval=1):
         row = HOSTS[name]
         ours = Case(setting, length, row.causal, backward, row.encoding, "auto", row.options)
-        theirs = HostCase(setting, length, backward, row.path)
+        theirs = RivalCase(setting, length, backward, row.path)
         effort = Effort(rounds=rounds_at(arguments.rounds, length), max_rounds=51, clock=arguments.clock)
         yield compare((row.encoding, name), ours, theirs, effort, memory=backward)
 
@@ -115,7 +124,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parse(given)
     device = find_device(arguments.device)
     preload("host_paths")
-    results = record("against_host", given, device, lambda: measure(arguments, device))
+    results = record(
+        "against_host", given, device, lambda: measure(arguments, device), variant(arguments.dtype, arguments.batch)
+    )
     store(results, render(results), arguments.output)
 
 

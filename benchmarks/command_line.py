@@ -62,8 +62,13 @@ def find_device(name: str) -> str:
     return name
 
 
+def variant(dtype: str, batch: int) -> str:
+    """What sets a run apart from one in float32 with one text: its dtype, its batch."""
+    return "-".join([dtype] * (dtype != "float32") + [f"batch-{batch}"] * (batch != 1))
+
+
 def record(
-    topic: str, given: Sequence[str], device: str, measure: Callable[[], Iterable[Comparison]]
+    topic: str, given: Sequence[str], device: str, measure: Callable[[], Iterable[Comparison]], variant: str = ""
 ) -> ComparisonResults:
     """What ``measure`` gives, with where it comes from: the command ``topic`` with the flags ``given``, and the machine as it was before."""
     machine, begin = describe_machine(device), time.monotonic()
@@ -77,4 +82,5 @@ def record(
         topic=topic,
         device=device,
         comparisons=comparisons,
+        variant=variant,
     )

@@ -5,11 +5,9 @@ host makes once for all layers of a model (masks, tables of distances) is made b
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-from attention_case import BACKWARD, FORWARD, Setting, call
 from torch import Tensor, nn
 from transformers import BloomConfig, DebertaConfig, DebertaV2Config, MptConfig, T5Config, XLNetConfig, XLNetModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -17,11 +15,8 @@ from transformers.models.bloom import modeling_bloom
 from transformers.models.deberta import modeling_deberta
 from transformers.models.deberta_v2 import modeling_deberta_v2
 from transformers.models.mpt import modeling_mpt
-from transformers.models.t5.modeling_t5 import T5Attention
+from transformers.models.t5.modeling_t5 import T5Attention, eager_attention_forward
 from transformers.models.xlnet.modeling_xlnet import XLNetRelativeAttention
-from workload import WARM_UP_LENGTH
-
-Path = Callable[[Tensor, Tensor, Tensor], tuple[Callable[[], Tensor], list[Tensor]]]
 
 
 class _Given(nn.Module):
@@ -77,6 +72,19 @@ def t5_prebuilt(query: Tensor, key: Tensor, value: Tensor) -> tuple[Callable[[],
     module, _ = _t5(query)
     bias = _leaf(module.compute_bias(query.shape[2], key.shape[2]), query)
     return lambda: _t5_attend(module, query, key, value, bias), [query, key, value, bias]
+
+
+def t5_eager(query: Tensor, key: Tensor, value: Tensor) -> tuple[Callable[[], Tensor], list[Tensor]]:
+    """T5's own eager attention, its bias built before the call."""
+    module, _ = _t5(query)
+    bias = _leaf(module.compute_bias(query.shape[2], key.shape[2]), query)
+    scale = query.shape[-1] ** -0.5
+
+    def attend() -> Tensor:
+        output, _ = eager_attention_forward(module, query, key, value, None, scaling=scale, position_bias=bias)
+        return output.transpose(1, 2)
+
+    return attend, [query, key, value, bias]
 
 
 def _t5(query: Tensor) -> tuple[T5Attention, Tensor]:
@@ -216,39 +224,3 @@ def xlnet(query: Tensor, key: Tensor, value: Tensor) -> tuple[Callable[[], Tenso
         return module.rel_attn_core(*parts, position_keys).permute(1, 2, 0, 3)
 
     return attend, [*parts, module.r, module.r_w_bias, module.r_r_bias]
-
-
-@dataclass(frozen=True)
-class HostCase:
-    """``path`` over ``length`` tokens, with gradients for all that learns where ``backward``; same tensors as in ``Case``."""
-
-    setting: Setting
-    length: int
-    backward: bool
-    path: Path
-
-    @property
-    def device(self) -> str:
-        return self.setting.device
-
-    @property
-    def dtype(self) -> str:
-        return self.setting.dtype
-
-    @property
-    def work(self) -> str:
-        return BACKWARD if self.backward else FORWARD
-
-    def shortened(self) -> "HostCase":
-        return HostCase(self.setting, min(WARM_UP_LENGTH, self.length), self.backward, self.path)
-
-    def draw(self) -> Tensor:
-        setting = self.setting
-        shape = (setting.batch, self.length, setting.heads, setting.head_dim)
-        return torch.randn(shape, device=setting.device, dtype=setting.torch_dtype).transpose(1, 2)
-
-    def prepare(self) -> Callable[[], None]:
-        torch.manual_seed(0)
-        query, key, value = (self.draw().requires_grad_(self.backward) for _ in range(3))
-        attend, inputs = self.path(query, key, value)
-        return call(attend, inputs if self.backward else (), self.draw)

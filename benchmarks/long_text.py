@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from attention_case import Case, Setting
-from command_line import DTYPES, add_common_flags, command_parser, find_device, positive, record
+from command_line import DTYPES, add_common_flags, command_parser, find_device, positive, record, variant
 from comparison import Comparison, compare_alone
 from result_files import ComparisonResults
 from result_table import comparison_head, grid, mebibytes, not_measured
@@ -81,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     given = sys.argv[1:] if argv is None else list(argv)
     arguments = parse(given)
     device = find_device(arguments.device)
-    results = record("long_text", given, device, lambda: measure(arguments, device))
+    results = record("long_text", given, device, lambda: measure(arguments, device), variant(arguments.dtype, 1))
     store(results, render(results), arguments.output)
 
 

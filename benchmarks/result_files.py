@@ -96,16 +96,19 @@ class Results(Run):
 
 @dataclass(frozen=True)
 class ComparisonResults(Run):
-    """A run of the command called ``topic``, whose file has the function that renders it."""
+    """A run of the command called ``topic``, whose file has the function that renders it; ``variant`` tells its files from those of another run, where flags
+    make it another measurement."""
 
     topic: str
     device: str
     comparisons: tuple[Comparison, ...]
+    variant: str = ""
 
     @property
     def stem(self) -> str:
-        """Name of the files without their ending: topic, kind of device, processor."""
-        return f"{self.topic}-{self.device.split(':')[0]}-{self.processor}"
+        """Name of the files without their ending: topic, kind of device, processor, variant."""
+        parts = (self.topic, self.device.split(":")[0], self.processor, self.variant)
+        return "-".join(part for part in parts if part)
 
     @classmethod
     def from_json(cls, text: str) -> "ComparisonResults":

@@ -1,18 +1,24 @@
-"""The commands that compare measure what they say, at tiny sizes: targets, hosts, very long texts."""
+"""The commands that compare measure what they say, at tiny sizes."""
 
 import importlib
 from dataclasses import replace
 
 import against_host
+import crossovers
 import long_text
+import plot
 import pytest
+import scaling
 import targets
 import torch
+import training_step
 from attention_case import BACKWARD, DECODE, FORWARD, Case, Setting
 from call_timing import Effort, interleaved_times, rounds_at
 from comparison import Comparison, compare
+from exponents import exponent
 from peak_memory import CLEAR_REFS
 from result_files import ComparisonResults, Machine
+from step_case import STEP, Shape, StepCase
 from target_rows import LINEAR_GROWTH, ROWS
 
 import hf_relpos
@@ -22,9 +28,9 @@ LENGTHS = (16, 32)
 ON_LINUX = CLEAR_REFS.exists()
 
 
-def run(command, flags, folder):
+def run(command, flags, folder, size=TINY):
     """The results of a command with tiny sizes, and its table."""
-    command.main([*TINY.split(), *flags.split(), "--output", str(folder)])
+    command.main([*size.split(), *flags.split(), "--output", str(folder)])
     numbers, table = (next(folder.glob(f"*.{suffix}")) for suffix in ("json", "md"))
     results = ComparisonResults.from_json(numbers.read_text())
     assert importlib.import_module(results.topic) is command
@@ -201,3 +207,126 @@ def test_rounds_become_fewer_and_the_clock_can_count_work():
     assert rounds_at(1, 8192) == 1
     times = interleaved_times([lambda: sum(range(10**5))], "cpu", Effort(1, 1, 0, clock="cpu"))
     assert times[0][0] > 0
+
+
+TINY_MODEL = "--device cpu --width 16 --heads 2 --layers 2 --vocabulary 50"
+
+
+def test_training_steps_of_both_hosts(tmp_path, monkeypatch):
+    """With the memory of the first only: a process that has to load transformers takes seconds."""
+    monkeypatch.setattr(
+        training_step, "compare", lambda *a, memory: compare(*a, memory=memory and a[0][0] == "bert dropout 0.1")
+    )
+    results, text = run(training_step, "--rounds 1 --length 80 --dropouts 0.1 0", tmp_path, TINY_MODEL)
+    names = [f"{host} dropout {dropout}" for host in ("bert", "gpt2") for dropout in (0.1, 0.0)]
+    assert [row.name for row in results.comparisons] == names
+    assert {row.work for row in results.comparisons} == {STEP}
+    assert [line[0] for line in table_rows(text)[1]] == names
+    if ON_LINUX:
+        assert results.comparisons[0].resident > results.comparisons[0].memory
+
+
+@pytest.mark.parametrize("host", ["bert", "gpt2"])
+def test_both_models_of_a_step_are_alike_but_for_positions(host):
+    case = StepCase("cpu", "float32", host, 80, 1, 0.1, Shape(16, 2, 2, 50))
+    stock, ours = case.build(), replace(case, encoding="t5").build()
+    assert ours.config.rel_pos["type"] == "t5"
+    assert stock.training
+    assert ours.training
+    shapes = [{name: parameter.shape for name, parameter in model.named_parameters()} for model in (stock, ours)]
+    positions = {"bert.embeddings.position_embeddings.weight", "transformer.wpe.weight"}
+    assert set(shapes[0]) - set(shapes[1]) <= positions
+    assert all(shapes[1][name] == shape for name, shape in shapes[0].items() if name in shapes[1])
+    dropouts = [sorted(m.p for m in model.modules() if isinstance(m, torch.nn.Dropout)) for model in (stock, ours)]
+    assert dropouts[0] == dropouts[1]
+    assert case.shortened().shape.layers == 1
+
+
+@pytest.mark.parametrize("host", ["bert", "gpt2"])
+def test_a_step_changes_the_weights(host, monkeypatch):
+    case = StepCase("cpu", "float32", host, 80, 1, 0.0, Shape(16, 1, 2, 50), "t5")
+    model = case.build()
+    monkeypatch.setattr(StepCase, "build", lambda self: model)
+    step = case.prepare()
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    step()
+    assert all(parameter.grad is None for parameter in model.parameters())
+    changed = {name for name, parameter in model.named_parameters() if not torch.equal(parameter, before[name])}
+    assert any("relpos" in name or "bias" in name for name in changed)
+    assert len(changed) > len(before) // 2
+
+
+def test_crossovers_have_every_backend(tmp_path):
+    results, text = run(crossovers, "--rounds 1 --lengths 16 --kinds distance full", tmp_path)
+    assert {(row.name, row.reference, row.work, row.length) for row in results.comparisons} == {
+        (backend, kind, work, length)
+        for backend in hf_relpos.list_backends()
+        for kind in ("distance", "full")
+        for work in (FORWARD, BACKWARD)
+        for length in (16,)
+    }
+    assert all(row.milliseconds for row in results.comparisons)
+    assert "take, from L on" in text
+    assert len(table_rows(text)[1]) > 6
+
+
+def test_the_backend_to_take_is_fast_and_takes_little_memory():
+    def row(name, length, milliseconds, memory):
+        return Comparison(name, "kind", FORWARD, length, "float32", milliseconds=(milliseconds,), memory=memory)
+
+    refused = Comparison("d", "kind", FORWARD, 64, "float32", "refused", "not this")
+    rows = (row("a", 64, 1.0, 9), row("b", 64, 1.04, 3), row("c", 64, 1.06, 1), refused)
+    text = crossovers.render(replace(made_up(*rows, row("a", 128, 1.0, 9), row("c", 128, 2.0, 1)), topic="crossovers"))
+    assert "| kind | forward | b 64, a 128 |" in text
+    assert "| kind | forward | 64 | b | 1.00 (0) | 1.04 (0) | 1.06 (0) | refused |" in text
+    assert "- d, forward float32 64: refused. not this" in text
+
+
+@pytest.fixture(scope="module")
+def scaled(tmp_path_factory):
+    """Results by length of the row with the most rivals, without FlexAttention, which compiles for long."""
+    folder = tmp_path_factory.mktemp("scaling")
+    rivals = {name: path for name, path in scaling.RIVALS["distance-t5"].items() if "Flex" not in name}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scaling, "RIVALS", {"distance-t5": rivals})
+        # a process that has to load transformers first takes seconds
+        patch.setattr(scaling, "compare", lambda *a, memory: compare(*a, memory=isinstance(a[1], Case)))
+        flags = "--rounds 1 --lengths 16 32 --rows distance-t5 --dtypes float32"
+        return folder, rivals, *run(scaling, flags, folder)
+
+
+def test_growth_is_measured_beside_rivals(scaled):
+    _, rivals, results, text = scaled
+    names = {row.name for row in results.comparisons}
+    assert names == {"distance-t5", *rivals}
+    assert {row.work for row in results.comparisons if row.name == "distance-t5"} == {FORWARD, BACKWARD, DECODE}
+    refused = {row.name for row in results.comparisons if row.status == "refused"}
+    assert all(name.startswith("x-transformers") for name in refused)
+    titles = [line for line in text.splitlines() if line.startswith("## ")]
+    assert titles == [f"## {work.capitalize()}, float32" for work in (FORWARD, BACKWARD, DECODE)]
+
+
+def test_a_rival_that_would_take_too_much_is_not_tried(monkeypatch):
+    case = Case(Setting("cpu", "float32"), 4096, False, False)
+    monkeypatch.setattr(scaling, "compare", lambda *arguments, **options: "tried")
+    assert scaling._unless_too_large("rival", case, case, Effort(), None) == "tried"
+    assert scaling._unless_too_large("rival", case, case, Effort(), (2048, scaling.RIVAL_MEMORY // 4)) == "tried"
+    row = scaling._unless_too_large("rival", case, case, Effort(), (2048, scaling.RIVAL_MEMORY // 4 + 1))
+    assert (row.status, row.reason) == ("failed", "it would need more than 8 GB")
+
+
+def test_exponents_are_those_of_power_laws():
+    assert exponent({length: 3.0 * length**1.5 for length in (64, 128, 512)}) == pytest.approx(1.5)
+    assert exponent({64: 1.0}) is None
+    assert exponent({64: 1.0, 128: 0.0}) is None
+
+
+def test_results_by_length_are_drawn(scaled, tmp_path, capsys):
+    folder, _, results, _ = scaled
+    plot.main(["--results", str(folder), "--output", str(tmp_path)])
+    files = sorted(path.name for path in tmp_path.iterdir())
+    assert files == [f"{results.stem}-float32.png", f"{results.stem}-float32.svg"]
+    assert "distance-t5" in (tmp_path / files[1]).read_text()
+    assert (tmp_path / files[0]).read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(SystemExit, match="no results"):
+        plot.main(["--results", str(tmp_path)])
