@@ -40,7 +40,7 @@ bench-step: $(READY)
 	$(BIN)/python benchmarks/training_step.py --device cpu
 
 bench-crossovers: $(READY)
-	$(BIN)/python benchmarks/crossovers.py --device cpu
+	$(BIN)/python benchmarks/crossovers.py --device cpu --backends eager linear_memory sdpa
 
 bench-full: $(READY)
 	$(BIN)/python benchmarks/scaling.py

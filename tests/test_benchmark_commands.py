@@ -265,7 +265,8 @@ def test_crossovers_have_every_backend(tmp_path):
         for work in (FORWARD, BACKWARD)
         for length in (16,)
     }
-    assert all(row.milliseconds for row in results.comparisons)
+    assert all(bool(row.milliseconds) == (row.status == "measured") for row in results.comparisons)
+    assert {row.name for row in results.comparisons if row.milliseconds} >= {"eager", "linear_memory", "sdpa"}
     assert "take, from L on" in text
     assert len(table_rows(text)[1]) > 6
 
