@@ -38,11 +38,14 @@ def run(call: AttentionCall) -> Tensor:
     if visible is not None:
         nothing = scores.new_zeros(()) if added is None else added
         added = nothing.masked_fill(~visible, -math.inf)
+    blind = None
     if added is not None:
         blind = added.amax(dim=-1, keepdim=True) == -math.inf
-        scores = scores + added.masked_fill(blind, 0.0)
+        if _shows_values(blind) and not bool(blind.any()):
+            blind = None
+        scores = scores + (added if blind is None else added.masked_fill(blind, 0.0))
     weights = scores.softmax(dim=-1)
-    if added is not None:
+    if blind is not None:
         weights = weights.masked_fill(blind, 0.0)
     weights = dropout(weights.to(call.value.dtype), call.dropout)
     output = (weights.view(*shape, -1) @ call.value).view(batch, heads, queries, -1)
@@ -66,6 +69,11 @@ def _sees_all(mask: Mask) -> bool:
     return farthest <= reach and nearest >= (0 if mask.causal else -reach)
 
 
+def _shows_values(tensor: Tensor) -> bool:
+    """Whether a look at numbers costs nothing: a GPU would have to be waited for, and a graph in the making has none."""
+    return tensor.device.type == "cpu" and not torch.compiler.is_compiling() and not torch.jit.is_tracing()
+
+
 def _into_query(call: AttentionCall) -> tuple[AttentionCall, Tensor | None]:
     """The call of one query with what far keys meet moved into the query, and what near keys meet beside it ``[B, H, 1, Tk]``."""
     terms = [
@@ -73,9 +81,8 @@ def _into_query(call: AttentionCall) -> tuple[AttentionCall, Tensor | None]:
         for term in call.score_terms
         if isinstance(term, KeyBuckets) and term.key is call.key and term.bucket is not None
     ]
-    # to find where far keys end takes a look at numbers, for which a GPU would wait
-    blind = call.query.device.type != "cpu" or call.query.is_meta or torch.compiler.is_compiling()
-    if not terms or call.query.shape[2] > 1 or blind:
+    # to find where far keys end takes a look at numbers
+    if not terms or call.query.shape[2] > 1 or not _shows_values(call.query):
         return call, None
     query, rest, near = call.query, list(call.score_terms), None
     for term in terms:
