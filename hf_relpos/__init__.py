@@ -24,12 +24,14 @@ from .version import __version__ as __version__
 
 if TYPE_CHECKING:
     from .conversion.add import add_relative_positions as add_relative_positions
+    from .conversion.convert import convert_checkpoint as convert_checkpoint
     from .hub.model_card import write_model_card as write_model_card
     from .models.families import auto_class as auto_class
 
 # what needs transformers' modeling code, by the file where it stands; the classes RelPos... are found by their names
 _LATER = {
     "add_relative_positions": "conversion.add",
+    "convert_checkpoint": "conversion.convert",
     "auto_class": "models.families",
     "write_model_card": "hub.model_card",
 }
@@ -47,6 +49,7 @@ _PUBLIC = [
     "best_spans",
     "build_encoding",
     "context_offsets",
+    "convert_checkpoint",
     "encoding_card",
     "list_backends",
     "list_encodings",

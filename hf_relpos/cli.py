@@ -126,7 +126,7 @@ def convert(
         str | None,
         typer.Option(
             "--rel-pos",
-            help="Method name or JSON, lists and layers too; not needed where the checkpoint has relative positions.",
+            help="Method name or JSON, lists and layers too; not needed where the checkpoint has relative positions. With --fit also auto: try several.",
         ),
     ] = None,
     absolute: Annotated[str | None, typer.Option(help="keep or drop the model's own positions.")] = None,
@@ -138,6 +138,16 @@ def convert(
         typer.Option(
             "--positions-from", help="Checkpoint whose trained positions the model gets; names the method too."
         ),
+    ] = None,
+    fit: Annotated[
+        Path | None,
+        typer.Option(
+            help="Raw text, a file or a folder: fit the encoding to the attention of the model with its own positions, which are then dropped. No training."
+        ),
+    ] = None,
+    fit_tokens: Annotated[int | None, typer.Option("--fit-tokens", min=1, help="Tokens of text to fit on.")] = None,
+    fit_length: Annotated[
+        int | None, typer.Option("--fit-length", help="Tokens of the longest texts; what the model reads, at most 512.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -152,6 +162,10 @@ def convert(
         absolute=absolute,
         head=head,
         positions_from=positions_from,
+        fit=fit,
+        **({} if fit_tokens is None else {"fit_tokens": fit_tokens}),
+        fit_length=fit_length,
+        progress=lambda message: typer.echo(message, err=True),
     )
     if as_json:
         typer.echo(json.dumps(report.to_dict()))

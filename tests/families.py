@@ -1,14 +1,17 @@
 """One tiny random model for each family, and the encodings that stand for every kind of term."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import BertTokenizer
 
 import hf_relpos
 from hf_relpos.models.architectures import ARCHITECTURES
 from hf_relpos.models.families import CONFIG_CLASSES, host_class
 
 TABLE, VOCABULARY = 24, 97
+WORDS = [f"w{number}" for number in range(90)]
 _SIZES = {
     "vocab_size": VOCABULARY,
     "hidden_size": 32,
@@ -94,3 +97,23 @@ def model(family: str, rel_pos: Any, absolute: str = "drop", head: str | None = 
 def tokens(batch: int = 2, length: int = 12, seed: int = 0) -> torch.Tensor:
     """Random token ids without special ones."""
     return torch.randint(3, VOCABULARY, (batch, length), generator=torch.Generator().manual_seed(seed))
+
+
+def save_source(folder: Path, family: str = "bert") -> Path:
+    """A tiny ordinary model with a language head and a tokenizer that knows ``WORDS``."""
+    stock = host_class(hf_relpos.auto_class(family, language_head(family)))
+    randomise(stock(host_config(family))).save_pretrained(folder)
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", *WORDS]
+    vocabulary = folder / "vocab.txt"
+    vocabulary.write_text("\n".join(words))
+    BertTokenizer.from_pretrained(str(folder)).save_pretrained(folder)
+    return folder
+
+
+def save_text(path: Path, count: int = 3000) -> Path:
+    """Random words, 20 a line."""
+    generator = torch.Generator().manual_seed(0)
+    numbers = torch.randint(len(WORDS), (count,), generator=generator).tolist()
+    lines = [" ".join(WORDS[n] for n in numbers[first : first + 20]) for first in range(0, count, 20)]
+    path.write_text("\n".join(lines))
+    return path

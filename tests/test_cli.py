@@ -4,7 +4,7 @@ import json
 import sys
 
 import pytest
-from families import host_config, randomise
+from families import host_config, randomise, save_source, save_text
 from transformers import AutoModel, BertForMaskedLM
 
 import hf_relpos
@@ -116,3 +116,18 @@ def test_convert_and_export(call, tmp_path):
     ordinary = call("export", tmp_path / "host", tmp_path / "exported2")
     assert ordinary.returncode == 1
     assert "without relative positions" in ordinary.stderr
+
+
+def test_convert_with_a_fit(call, tmp_path):
+    source, text = save_source(tmp_path / "source"), save_text(tmp_path / "text.txt")
+    done = call("convert", source, tmp_path / "out", "--rel-pos", "t5", "--fit", text, "--fit-tokens", 600, "--json")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout.splitlines()[-1])
+    assert report["fit"]["rel_pos"]["type"] == "t5"
+    assert json.loads((tmp_path / "out" / "conversion.json").read_text()) == report["fit"]
+    assert "layer 2 of 2: KL of attention" in done.stderr
+    wrong = call("convert", source, tmp_path / "out2", "--rel-pos", "rope", "--fit", text)
+    assert wrong.returncode == 1
+    assert wrong.stderr.strip().splitlines()[-1].endswith("cannot be fitted: it has no parameters")
+    assert not (tmp_path / "out2").exists()
+    assert "--fit" in call("convert", source, tmp_path / "out3", "--rel-pos", "auto").stderr

@@ -1,17 +1,33 @@
 """From a checkpoint to a folder that holds a model with relative positions, with a report of what became of the weights."""
 
-from dataclasses import asdict, dataclass, field
+import logging
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from transformers import AutoConfig, AutoTokenizer
 from transformers.configuration_utils import PreTrainedConfig
 
+from ..encodings.build import fitting_value, legacy_encoding
+from ..hub.model_card import write_default_card
 from ..models.architectures import architecture
 from ..models.families import MODEL_CLASSES, auto_class, host_class
+from ..models.model_inputs import table_length
 from ..models.placement import host_of
+from .advise import AUTO, advise
 from .carried import fit_positions, read_positions
+from .fit_report import FitReport
+from .fitting import check_fittable, fit_model
 from .foreign import is_foreign, load_foreign
+from .layerwise import Progress
+from .new_folder import check_free, new_folder
+from .similarity import compare
+from .texts import Text, fitting_texts
+
+# tokens and the longest texts that a fit reads unless told otherwise
+FIT_TOKENS = 16_000
+FIT_LENGTH = 512
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -26,10 +42,12 @@ class ConversionReport:
     dropped: list[str]
     created: list[str]
     carried: list[str] = field(default_factory=list)
+    fit: FitReport | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """All of it as JSON values."""
-        return asdict(self)
+        values = asdict(replace(self, fit=None))
+        return {**values, "fit": None if self.fit is None else self.fit.to_dict()}
 
     def summary(self) -> str:
         """A few lines for people."""
@@ -39,6 +57,8 @@ class ConversionReport:
         ]
         for what, keys in (("dropped", self.dropped), ("created, to be trained", self.created)):
             lines.append(f"{what}: {', '.join(keys) if keys else 'none'}")
+        if self.fit is not None:
+            lines.append(self.fit.summary())
         if self.carried:
             lines.append(f"carried over: {', '.join(self.carried)}")
         return "\n".join(lines)
@@ -63,6 +83,10 @@ def convert_checkpoint(
     absolute: str | None = None,
     head: str | None = None,
     positions_from: str | None = None,
+    fit: Text | None = None,
+    fit_tokens: int = FIT_TOKENS,
+    fit_length: int | None = None,
+    progress: Progress = _log.info,
 ) -> ConversionReport:
     """Load ``source`` (folder or Hub id) as a class of this package and save it to ``target`` with its tokenizer.
 
@@ -71,13 +95,22 @@ def convert_checkpoint(
     computes the same. ``head`` such as "QuestionAnswering" replaces the checkpoint's own. ``positions_from``, another checkpoint, gives the
     encoding its parameters and, where ``rel_pos`` does not say otherwise, its options.
 
+    ``fit``, raw text (a file, a folder or strings), has the encoding fitted to the attention that the model has with its own positions, which are then
+    dropped; without training (``conversion/fitting.py``), on ``fit_tokens`` tokens in texts of up to ``fit_length`` (the model's table, at most 512, unless given).
+    Options that ``rel_pos`` leaves open are set so that there is something to fit; ``rel_pos="auto"`` tries several encodings and takes the best. The report is
+    written beside the model. ``progress`` is told how far it is.
+
     Raises ValueError or OSError, with nothing written, when a checkpoint cannot be loaded, is another model than any here, does not fit the
     other, or the arguments are wrong; FileExistsError when ``target`` is a non-empty folder.
     """
     target = Path(target)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise FileExistsError(f"{target} exists and is not an empty folder; nothing was written")
+    check_free(target)
     stored, _ = PreTrainedConfig.get_config_dict(source)
+    if fit is not None:
+        _check_fit_arguments(source, stored, rel_pos, absolute, positions_from)
+        return _fitted(source, target, stored, rel_pos, head, fit, fit_tokens, fit_length, progress)
+    if rel_pos == AUTO or rel_pos == {"type": AUTO}:
+        raise ValueError(f"rel_pos={AUTO!r} needs text to fit on: give fit (on the command line --fit)")
     carried: list[str] = []
     if is_foreign(stored.get("model_type")):
         if (rel_pos, absolute, positions_from) != (None, None, None):
@@ -99,22 +132,109 @@ def convert_checkpoint(
             model.load_state_dict(weights, strict=False)
             carried = sorted(weights)
         created = sorted(set(info["missing_keys"]) - set(carried))
-        dropped = sorted(info["unexpected_keys"])
-        if model.config.absolute == "drop":
-            dropped.insert(0, "the model's own positions")
-    tokenizer = _tokenizer(source)
-    model.save_pretrained(target)
-    if tokenizer is not None:
-        tokenizer.save_pretrained(target)
+        dropped = _dropped(model, info)
+    report = _report(model, created, dropped, carried)
+    _write(model, _tokenizer(source), target)
+    return report
+
+
+def _report(model: Any, created: list[str], dropped: list[str], carried: list[str]) -> ConversionReport:
+    kept = len(set(model.state_dict()) - {*created, *carried})
     return ConversionReport(
-        type(model).__name__,
-        model.config.rel_pos,
-        model.config.absolute,
-        len(set(model.state_dict()) - {*created, *carried}),
-        dropped,
-        created,
-        carried,
+        type(model).__name__, model.config.rel_pos, model.config.absolute, kept, dropped, created, carried
     )
+
+
+def _dropped(model: Any, info: Any) -> list[str]:
+    """The checkpoint's weights without a place in ``model``, and its positions where they are dropped."""
+    return ["the model's own positions"] * (model.config.absolute == "drop") + sorted(info["unexpected_keys"])
+
+
+def _write(model: Any, tokenizer: Any, target: Path, fit: FitReport | None = None) -> None:
+    """Write all there is to ``target``, or nothing."""
+    with new_folder(target) as folder:
+        if fit is not None:
+            fit.write(folder)
+            write_default_card(model, folder, fit.summary())
+        model.save_pretrained(folder)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(folder)
+
+
+def _check_fit_arguments(source: str, stored: dict[str, Any], rel_pos: Any, absolute: Any, positions_from: Any) -> None:
+    """Raise ValueError when a fit has nothing to do or is told to do something else."""
+    if is_foreign(stored.get("model_type")):
+        raise ValueError(
+            f"{source} holds a model of type {stored['model_type']!r}, whose positions are known and need no fit: convert it without, and the "
+            "result again to fit others"
+        )
+    if rel_pos is None:
+        raise ValueError(f"say which encoding is to be fitted: rel_pos is missing; {AUTO!r} tries several")
+    if absolute not in (None, "drop"):
+        raise ValueError(
+            f"absolute={absolute!r} is not valid with fit, which puts the encoding in the place of the model's own positions"
+        )
+    if positions_from is not None:
+        raise ValueError(
+            f"positions_from={positions_from!r} is not valid with fit: both would give the encoding its parameters"
+        )
+
+
+def _fitted(
+    source: str,
+    target: Path,
+    stored: dict[str, Any],
+    rel_pos: Any,
+    head: str | None,
+    text: Text,
+    tokens: int,
+    length: int | None,
+    progress: Progress,
+) -> ConversionReport:
+    cls = _class_for(source, stored, head)
+    tokenizer = _tokenizer(source)
+    if tokenizer is None:
+        raise ValueError(f"{source} has no tokenizer, so no text can be read for the fit")
+    wants_advice = rel_pos == AUTO or rel_pos == {"type": AUTO}
+    has_encoding = stored.get("rel_pos") or legacy_encoding(stored.get("position_embedding_type"))
+    own: dict[str, Any] = {} if has_encoding else {"rel_pos": {"type": "none"}, "absolute": "keep"}
+    original = cls.from_pretrained(source, **own)
+    if not wants_advice:
+        rel_pos = fitting_value(rel_pos)
+        check_fittable(cls.from_pretrained(source, rel_pos=rel_pos, absolute="drop"))
+    texts = fitting_texts(text, tokenizer, length=_fit_length(original.config, length), tokens=tokens)
+
+    def load(value: Any) -> Any:
+        return cls.from_pretrained(source, rel_pos=value, absolute="drop")
+
+    naive = load({"type": "none"})
+    dropped = compare(original, naive, texts, beyond=False)
+    tried = []
+    if wants_advice:
+        tried = advise(
+            original, load, host_of(original.config, architecture(original.config.model_type)), texts, progress
+        )
+        rel_pos = tried[0].rel_pos
+    converted, info = cls.from_pretrained(source, rel_pos=rel_pos, absolute="drop", output_loading_info=True)
+    result = fit_model(original, converted, texts, progress=progress)
+    progress("comparing")
+    found = compare(original, converted, texts)
+    named = str(text) if isinstance(text, (str, Path)) else "given strings"
+    fit = FitReport(source, named, converted.config.rel_pos, result, dropped, found, tried)
+    report = replace(_report(converted, sorted(info["missing_keys"]), _dropped(converted, info), []), fit=fit)
+    _write(converted, tokenizer, target, fit)
+    return report
+
+
+def _fit_length(config: Any, length: int | None) -> int:
+    """The longest texts of a fit; ValueError when ``length`` is more than the model reads or next to nothing."""
+    spec = architecture(config.model_type)
+    has_table = spec.native == "table" and config.absolute == "keep"
+    limit = table_length(config, spec)[0] if has_table else config.max_position_embeddings
+    length = min(FIT_LENGTH, limit) if length is None else length
+    if not 8 <= length <= limit:
+        raise ValueError(f"fit_length={length} is not valid: it must be between 8 and {limit}, what the model reads")
+    return length
 
 
 def _is_causal(cls: Any, source: str) -> bool:

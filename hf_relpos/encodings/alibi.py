@@ -15,7 +15,7 @@ The penalty is written as a distance, at most 0, never as slope times key index:
 
 import math
 from dataclasses import dataclass, replace
-from typing import Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -62,6 +62,7 @@ class Alibi(Encoding[AlibiOptions]):
     Options = AlibiOptions
     shared = True
     by_place = True
+    fitting_options: ClassVar[dict[str, Any]] = {"learned": True}
     card = Card(
         title="Train Short, Test Long: Attention with Linear Biases Enables Input Length Extrapolation",
         authors="Press, Ofir and Smith, Noah A. and Lewis, Mike",

@@ -71,6 +71,18 @@ def named_methods(rel_pos: Any) -> list[tuple[type[Encoding], EncodingOptions]]:
     return found
 
 
+def fitting_value(rel_pos: Any) -> Any:
+    """``rel_pos`` with the options that it leaves open set so that it can be fitted to a trained model: each layer has its own parameters, and a method
+    that has none unless asked is asked."""
+    if is_layered(rel_pos):
+        return {"layers": [fitting_value(value) for value in layer_values(rel_pos)]}
+    if isinstance(rel_pos, (list, tuple)):
+        return [fitting_value(part) for part in rel_pos]
+    cls, _ = parse_part(rel_pos)
+    given = {"type": rel_pos} if isinstance(rel_pos, str) else rel_pos
+    return {"type": cls.name, "share_layers": False, **cls.fitting_options, **given}
+
+
 def build_encodings(rel_pos: RelPos, host: Host) -> list[Encoding]:
     """One freshly initialised encoding for each part of ``rel_pos``; ValueError when it differs by layer."""
     if is_layered(rel_pos):

@@ -97,6 +97,7 @@ class Encoding(Part, Generic[OptionsT]):
     Class attributes of a method: ``name`` (its ``rel_pos`` type), ``Options``, ``card``, ``shared`` (one module for all layers, as
     its authors do it), ``Shared`` (a :class:`SharedPart`, where only some of its parameters are shared), ``reads`` (optional inputs it
     needs), ``by_place`` (its score terms read slots, indices, scale and dtype alone, so that layers which share the module compute them once),
+    needs), ``fitting_options`` (options that let it be fitted to another model's attention, where its own leave nothing to fit),
     ``legacy_position_embedding_type`` and ``legacy_parameter_names`` (how checkpoints of transformers 4 spelled it: the value of that
     config key, and their parameter name for each of ours).
     """
@@ -110,6 +111,7 @@ class Encoding(Part, Generic[OptionsT]):
     by_place: ClassVar[bool] = False
     legacy_position_embedding_type: ClassVar[str | None] = None
     legacy_parameter_names: ClassVar[dict[str, str]] = {}
+    fitting_options: ClassVar[dict[str, Any]] = {}
 
     def __init__(self, options: OptionsT, host: Host):
         super().__init__()

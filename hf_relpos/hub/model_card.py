@@ -42,7 +42,7 @@ _TEMPLATE = """---
 ## Results
 
 {results}
-
+{conversion}
 ## How to load
 
 With [hf_relpos](https://pypi.org/project/hf-relpos/) installed:
@@ -79,12 +79,13 @@ def render_model_card(
     training: dict[str, Any] | None = None,
     model_id: str = MODEL_ID,
     title: str | None = None,
+    conversion: str | None = None,
 ) -> str:
     """The card of ``model`` as Markdown with the Hub's metadata on top.
 
     ``task`` is a Hub task such as "question-answering" (from the model's head unless given), ``metrics`` are numbers by name, ``training``
     the settings worth telling. ``model_id`` is what the reader passes to ``from_pretrained``; a push fills in the repository's unless given.
-    ``title`` is its last part unless given, or the model's class.
+    ``title`` is its last part unless given, or the model's class. ``conversion``, when given, tells how it was made of another model.
     """
     config, cls = model.config, type(model)
     title = title or (model_id.rstrip("/").rpartition("/")[2] if model_id != MODEL_ID else cls.__name__)
@@ -113,6 +114,7 @@ def render_model_card(
         positions="\n\n".join(_positions(side, part) for side, part in sides.items()),
         training=_table(training, "setting") if training else "Not told.",
         results=(f"On {dataset}:\n\n" if dataset else "") + _table(numbers, "metric") if numbers else "Not measured.",
+        conversion=f"\n## Conversion\n\n{conversion}\n" if conversion else "",
         auto=loader,
         model_id=model_id,
         bibtex="\n\n".join(dict.fromkeys(method.card.bibtex for method in methods)),
@@ -160,6 +162,6 @@ def write_model_card(
     return path
 
 
-def write_default_card(model: Any, folder: Path) -> None:
-    """Write a card without results to ``folder``."""
-    ModelCard(render_model_card(model)).save(folder / CARD)
+def write_default_card(model: Any, folder: Path, conversion: str | None = None) -> None:
+    """Write a card without results to ``folder``; ``conversion``, when given, tells how the model was made of another."""
+    ModelCard(render_model_card(model, conversion=conversion)).save(folder / CARD)

