@@ -197,3 +197,25 @@ def test_fields():
         with pytest.raises(DataError) as caught:
             call()
         assert message in str(caught.value)
+
+
+def test_a_share_of_the_training_rows_to_evaluate_on(tmp_path):
+    path = write(tmp_path / "rows.jsonl", [{"text": str(number)} for number in range(10)])
+
+    def texts(part, **given):
+        given = DataArguments(train_file=str(path), validation_share=0.3, **given)
+        given.check_sources()
+        return "".join(row["text"] for _, row in given.rows(part))
+
+    assert (texts("train"), texts("validation")) == ("0123456", "789")
+    assert (texts("train", limit_train=2), texts("validation", limit_eval=1)) == ("01", "7")
+    assert DataArguments(train_file=str(path), validation_share=0.3).dataset_name == "rows.jsonl"
+    with pytest.raises(DataError, match=r"validation_share=0\.01 of 10 rows leaves none on one side"):
+        list(DataArguments(train_file=str(path), validation_share=0.01).rows("train"))
+    for given, message in (
+        ({"validation_share": 1.5}, "validation_share=1.5 is not valid: it must be between 0 and 1"),
+        ({"validation_share": 0.5, "validation_file": "x.csv"}, "validation_file exclude each other"),
+        ({"validation_share": 0.5, "streaming": True}, "streaming exclude each other"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            DataArguments(**given)

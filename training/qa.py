@@ -41,6 +41,7 @@ class QAArguments(ModelArguments, DataArguments, LoopArguments, ResultArguments)
     def __post_init__(self) -> None:
         super().__post_init__()
         self.need_at_least(1, "n_best", "max_answer_length")
+        self.need("validation_share", self.validation_share is None, "left out: name a file or data set to evaluate on")
         if not 0 < self.doc_stride < self.max_length:
             raise ValueError(
                 f"doc_stride={self.doc_stride} is not valid: it must be between 1 and max_length={self.max_length}"

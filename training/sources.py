@@ -4,6 +4,7 @@ A file is read by its extension, one row at a time (JSON but for .jsonl as a who
 """
 
 import csv
+import functools
 import gzip
 import hashlib
 import io
@@ -36,6 +37,9 @@ class DataArguments(Arguments):
     dataset_config: str | None = option(None, "which configuration of the data set", "data")
     train_split: str = option("train", "its split to train on", "data")
     validation_split: str = option("validation", "its split to evaluate on", "data")
+    validation_share: float | None = option(
+        None, "without validation data: evaluate on so large a share of the training rows, the last of them", "data"
+    )
     limit_train: int | None = option(None, "read so many training rows", "data")
     limit_eval: int | None = option(None, "read so many evaluation rows", "data")
     streaming: bool = option(
@@ -46,15 +50,21 @@ class DataArguments(Arguments):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.need_at_least(1, "limit_train", "limit_eval", "shuffle_buffer")
+        share = self.validation_share
+        self.need("validation_share", share is None or 0 < share < 1, "between 0 and 1")
+        if share is not None and (self.validation_file or self.streaming):
+            other = "validation_file" if self.validation_file else "streaming"
+            raise ValueError(f"validation_share={share} and {other} exclude each other")
 
     @property
     def dataset_name(self) -> str:
         """What a model card calls the data that a model was evaluated on."""
-        return self.dataset or Path(self.validation_file or "data").name
+        file = self.validation_file if self.validation_share is None else self.train_file
+        return self.dataset or Path(file or "data").name
 
     def source(self, part: str) -> str:
         """The file or Hub id of ``part``, "train" or "validation"; :class:`RunError` when neither is given."""
-        file = self.train_file if part == "train" else self.validation_file
+        file = self.train_file if part == "train" or self.validation_share is not None else self.validation_file
         if file is None and self.dataset is None:
             raise RunError(f"no {part} data: give --{part}_file or --dataset")
         return file or str(self.dataset)
@@ -70,9 +80,24 @@ class DataArguments(Arguments):
 
     def rows(self, part: str, *, limited: bool = True) -> Iterator[tuple[str, dict[str, Any]]]:
         """The rows of ``part``, "train" or "validation", with their places; at most the number wanted unless ``limited`` is False."""
-        split = self.train_split if part == "train" else self.validation_split
+        shared = self.validation_share is not None
+        split = self.train_split if part == "train" or shared else self.validation_split
         found = read_rows(self.source(part), split=split, config=self.dataset_config, streaming=self.streaming)
+        if shared:
+            found = itertools.islice(found, *((self._border,) if part == "train" else (self._border, None)))
         return itertools.islice(found, self.limit(part)) if limited else found
+
+    @functools.cached_property
+    def _border(self) -> int:
+        """How many rows come before those that ``validation_share`` sets aside."""
+        source = self.source("train")
+        total = sum(1 for _ in read_rows(source, split=self.train_split, config=self.dataset_config))
+        aside = round(total * float(self.validation_share or 0))
+        if not 0 < aside < total:
+            raise DataError(
+                f"{source}: validation_share={self.validation_share} of {total} rows leaves none on one side"
+            )
+        return total - aside
 
     def rows_identity(self, part: str) -> str:
         """A text that is another one when the rows of ``part`` are others, read from the outside, for data that are streamed."""
