@@ -4,7 +4,7 @@ import random
 
 import pytest
 import torch
-from collating import blocks, pack, pad, pad_packed
+from collating import blocks, pack, pad, pad_packed, prompted
 
 import hf_relpos
 
@@ -72,3 +72,7 @@ def test_a_packed_row_costs_what_its_documents_cost(rel_pos, absolute):
             alone += float(model(ids, labels=ids).loss) * (ids.shape[1] - 1)
         together = float(model(**packed).loss)
     assert together == pytest.approx(alone / targets, rel=1e-5)
+
+
+def test_a_prompt_has_no_loss():
+    assert prompted([5, 6], [7, 8, 9]) == {"input_ids": [5, 6, 7, 8, 9], "labels": [-100, -100, 7, 8, 9]}

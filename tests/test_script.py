@@ -17,10 +17,16 @@ from checkpoints import RunError, checkpoints
 from models import ModelArguments, finished_model, load_model, load_tokenizer
 from safetensors.torch import load_file
 from script import main, run
-from tokenizing import KINDS, trained_tokenizer
-from toy_qa import save_tiny_bert, word_tokenizer, write
+from tokenizing import KINDS, end_texts_with, marks, trained_tokenizer
+from toy_qa import byte_tokenizer, save_tiny_bert, word_tokenizer, write
 from toy_task import ToyArguments, prepare
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, pipeline
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedTokenizerFast,
+    pipeline,
+)
 
 import hf_relpos
 
@@ -196,6 +202,10 @@ def test_trained_tokenizers(kind):
         assert ids[0] == tokenizer.cls_token_id
         assert tokenizer("a", "b")["token_type_ids"] == [0, 0, 0, 1, 1]
         assert tokenizer.decode(ids, skip_special_tokens=True) == "uber den fluß geht er"
+    elif kind == "words":
+        assert tokenizer.decode(ids) == "Über den Fluß geht er"
+        assert tokenizer.convert_ids_to_tokens([5, 6]) == ["river", "the"]
+        assert len(trained_tokenizer(kind, corpus, 6)) == 6
     else:
         assert tokenizer.decode(ids) == corpus[0]
     if kind == "chars":
@@ -207,6 +217,33 @@ def test_trained_tokenizers(kind):
     if kind in ("bpe", "wordpiece"):
         assert len(tokenizer) <= 300
         assert trained_tokenizer(kind, corpus, 300).get_vocab() == tokenizer.get_vocab()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_mark_after_each_text(kind, tmp_path):
+    """Put there once, saved, and left out where no marks are wanted."""
+    tokenizer = trained_tokenizer(kind, ["the river", "the house"], 300)
+    start, end = marks(tokenizer)
+    bare = tokenizer("the river", add_special_tokens=False)["input_ids"]
+    around = tokenizer("the river")["input_ids"]
+    end_texts_with(tokenizer, end)
+    end_texts_with(tokenizer, end)
+    tokenizer.save_pretrained(tmp_path)
+    for each in (tokenizer, AutoTokenizer.from_pretrained(tmp_path)):
+        expected = around if kind == "wordpiece" else [*bare, tokenizer.eos_token_id]
+        assert each("the river")["input_ids"] == expected
+        assert each("the river", add_special_tokens=False)["input_ids"] == bare
+        assert each.decode(expected, skip_special_tokens=True) == "the river"
+    end_texts_with(tokenizer, start)
+    assert tokenizer("the river")["input_ids"] == [*expected, tokenizer.bos_token_id]
+    assert tokenizer("a", "a")["input_ids"][-1] == tokenizer.bos_token_id
+
+
+def test_marks_of_other_tokenizers():
+    assert marks(word_tokenizer()) == ("[CLS]", "[SEP]")
+    assert marks(byte_tokenizer()) == ("<s>", "</s>")
+    with pytest.raises(ValueError, match="has no token for the end of a text"):
+        marks(PreTrainedTokenizerFast(tokenizer_object=word_tokenizer().backend_tokenizer))
 
 
 def test_more_tokens_than_the_model_has_make_room(files, tmp_path):

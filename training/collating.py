@@ -47,6 +47,11 @@ def _filled(values: list[int], length: int, fill: int, side: str) -> list[int]:
     return rest + values if side == "left" else values + rest
 
 
+def prompted(prompt: Sequence[int], target: Sequence[int]) -> dict[str, list[int]]:
+    """The row of a decoder that learns to write ``target`` after ``prompt``: the loss is on the target only."""
+    return {"input_ids": [*prompt, *target], "labels": [-100] * len(prompt) + [*target]}
+
+
 def blocks(documents: Iterable[Sequence[int]], length: int) -> Iterator[dict[str, list[int]]]:
     """The tokens of all documents as one text, cut into rows of ``length``; what is left over at the end is dropped.
 

@@ -31,7 +31,7 @@ class ModelArguments(Arguments):
         f"folder or Hub id, or trained on the training texts: {', '.join(KINDS)}; the model's unless given",
         "model",
     )
-    vocabulary_size: int = option(8000, "of a tokenizer that is trained (bpe, wordpiece)", "model")
+    vocabulary_size: int = option(8000, "of a tokenizer that is trained (bpe, wordpiece, words)", "model")
     lora_rank: int | None = option(
         None,
         "train low-rank updates of this rank, the encoding and new heads; they are merged when the model is saved",

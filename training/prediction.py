@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
+from collating import pad
 from tqdm.auto import tqdm
 
 
@@ -48,3 +49,32 @@ def predict(
     everyone = gather_object(found) if processes > 1 else found
     by_row = dict(everyone)
     return [by_row[i] for i in range(len(rows))]
+
+
+def generate(
+    model: Any,
+    accelerator: Accelerator,
+    rows: Sequence[dict[str, Any]],
+    tokenizer: Any,
+    batch_size: int,
+    *,
+    max_length: int | None = None,
+    **settings: Any,
+) -> list[str]:
+    """The text that ``model`` writes for the ``input_ids`` of each row: from them by an encoder and a decoder, after them by a decoder alone.
+
+    ``max_length``: how many ``input_ids`` the model reads. ``settings`` of ``model.generate`` override those of ``model.generation_config``.
+    """
+    two = bool(model.config.is_encoder_decoder)
+
+    def collate(batch: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        side = "right" if two else "left"
+        return pad(batch, tokenizer, ("input_ids",), max_length=max_length, side=side)
+
+    def write(model: Any, inputs: dict[str, torch.Tensor], batch: Sequence[dict[str, Any]]) -> list[str]:
+        found = model.generate(**inputs, **settings, synced_gpus=accelerator.num_processes > 1)
+        # what stands there from the beginning: the token that starts a text, or the prompt
+        given = 1 if two else inputs["input_ids"].shape[1]
+        return tokenizer.batch_decode(found[:, given:], skip_special_tokens=True)
+
+    return predict(model, accelerator, rows, collate, write, batch_size)

@@ -51,6 +51,11 @@ class ResultArguments(Arguments):
             raise ValueError("push_to_hub needs hub_model_id")
 
 
+def _is_ours(model: Any) -> bool:
+    """Whether ``model`` is of hf_relpos; one of two sides has its encodings in the sides' configs."""
+    return model.config.model_type.startswith("relpos_")
+
+
 def write_results(
     model: Any,
     tokenizer: Any,
@@ -71,7 +76,7 @@ def write_results(
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
         model.save_pretrained(folder)
-        if hasattr(model.config, "rel_pos"):
+        if _is_ours(model):
             hf_relpos.write_model_card(model, folder, task=task, dataset=dataset, metrics=metrics, training=settings)
         else:
             _write_stock_card(folder, task, dataset, metrics, settings)
@@ -117,7 +122,7 @@ def show(metrics: dict[str, float], folder: Path) -> None:
 def push(model: Any, folder: Path, repo_id: str) -> None:
     """Publish ``folder``, which holds ``model``; a failure leaves it as it is and is a :class:`RunError` that says how to repeat the push."""
     try:
-        if hasattr(model.config, "rel_pos"):
+        if _is_ours(model):
             model.push_to_hub(repo_id, folder=folder)
         else:
             api = HfApi()

@@ -1,12 +1,13 @@
 """Tokenizers trained on a task's own texts, for models from scratch."""
 
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-KINDS = ("bpe", "wordpiece", "bytes", "chars")
+KINDS = ("bpe", "wordpiece", "bytes", "chars", "words")
 
 _WORDPIECE = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 _OTHERS = ("<pad>", "<unk>", "<s>", "</s>", "<mask>")
@@ -16,10 +17,10 @@ def trained_tokenizer(kind: str, texts: Iterable[str], vocabulary_size: int) -> 
     """A tokenizer of one of :data:`KINDS`.
 
     ``wordpiece``: lower-cased, with BERT's marks around a text, for encoders. ``bpe``: byte-level pairs of at most ``vocabulary_size``; ``bytes``: the bytes
-    of UTF-8; ``chars``: the characters of ``texts``, others being unknown. The last three put nothing around a text. All have tokens for
-    padding, mask, start and end.
+    of UTF-8; ``chars``: the characters of ``texts``, others being unknown; ``words``: what stands between blanks, the ``vocabulary_size`` most frequent ones. All
+    but ``wordpiece`` put nothing around a text. All have tokens for padding, mask, start and end.
     """
-    train = {"bpe": _bpe, "wordpiece": _wordpiece, "bytes": _bytes, "chars": _chars}[kind]
+    train = {"bpe": _bpe, "wordpiece": _wordpiece, "bytes": _bytes, "chars": _chars, "words": _words}[kind]
     return train(texts, vocabulary_size)
 
 
@@ -91,3 +92,38 @@ def _chars(texts: Iterable[str], size: int) -> PreTrainedTokenizerFast:
     backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
     backend.decoder = decoders.Fuse()
     return _wrap(backend, _OTHERS)
+
+
+def _words(texts: Iterable[str], size: int) -> PreTrainedTokenizerFast:
+    counts = Counter(word for text in texts for word in text.split())
+    words = sorted(counts, key=lambda word: (-counts[word], word))
+    chosen = list(dict.fromkeys([*_OTHERS, *words]))[: max(size, len(_OTHERS))]
+    backend = Tokenizer(models.WordLevel({word: number for number, word in enumerate(chosen)}, unk_token="<unk>"))
+    # without a decoder, tokens are joined by blanks
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return _wrap(backend, _OTHERS)
+
+
+def marks(tokenizer: Any) -> tuple[str, str]:
+    """The tokens that stand for the start and the end of a text to be written; ValueError when ``tokenizer`` has none."""
+    end = tokenizer.eos_token or tokenizer.sep_token
+    start = tokenizer.bos_token or tokenizer.cls_token or end
+    if end is None or start is None:
+        raise ValueError(f"{type(tokenizer).__name__} has no token for the end of a text")
+    return start, end
+
+
+def end_texts_with(tokenizer: Any, mark: str) -> None:
+    """Let ``tokenizer`` put the token ``mark`` after each text, behind all that it puts there, unless it does so already. It is saved so."""
+    bare, around = (tokenizer("a", add_special_tokens=special)["input_ids"] for special in (False, True))
+    if around[-1:] == [tokenizer.convert_tokens_to_ids(mark)]:
+        return
+    # what it puts there itself, written out: templates cannot follow each other
+    first = next(place for place in range(len(around)) if around[place : place + len(bare)] == bare)
+    before, after = (tokenizer.convert_ids_to_tokens(ids) for ids in (around[:first], around[first + len(bare) :]))
+    second = [f"{token}:1" for token in (*after, mark)]
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=[*before, "$A", *after, mark],
+        pair=[*before, "$A", *after, "$B:1", *second],
+        special_tokens=[(token, tokenizer.convert_tokens_to_ids(token)) for token in {*before, *after, mark}],
+    )
