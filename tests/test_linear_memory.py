@@ -6,7 +6,7 @@ from cases import HEADS, HIDDEN, WIDTH, all_cases, build, extras, label, tensors
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import hf_relpos
-from hf_relpos.attention import linear_memory
+from hf_relpos.attention import by_distance, linear_memory
 from hf_relpos.attention.backends import BACKENDS, BackendRefusal, choose
 from hf_relpos.attention.call import AttentionCall, Mask
 from hf_relpos.attention.functional import optional_inputs
@@ -21,14 +21,18 @@ LENGTH = 23
 
 @pytest.fixture(autouse=True)
 def many_blocks(monkeypatch):
-    for name, size in {
-        "FEW_QUERIES": 0,
+    sizes = {
         "SMALLEST_BLOCK": 5,
         "TILE_ROWS": 4,
         "TILE_COLS": 6,
-        "MOST_ELEMENTS": 900,
-    }.items():
-        monkeypatch.setattr(linear_memory, name, size)
+        "KEY_TILE_COLS": 3,
+        "FAR_COLS": 3,
+        "MOST_ELEMENTS": 260,
+    }
+    for name, size in sizes.items():
+        monkeypatch.setattr(by_distance, name, size)
+    monkeypatch.setattr(linear_memory, "MOST_ELEMENTS", 900)
+    monkeypatch.setattr(linear_memory, "FEW_QUERIES", 0)
 
 
 def masks():
@@ -205,8 +209,10 @@ class LargestTensor(TorchDispatchMode):
 
 @every_kind
 def test_no_tensor_grows_with_the_square_of_length(case, monkeypatch):
-    for name, size in {"SMALLEST_BLOCK": 64, "TILE_ROWS": 64, "TILE_COLS": 64, "MOST_ELEMENTS": 2**14}.items():
-        monkeypatch.setattr(linear_memory, name, size)
+    for name, size in {"SMALLEST_BLOCK": 64, "TILE_ROWS": 64, "TILE_COLS": 64, "KEY_TILE_COLS": 64}.items():
+        monkeypatch.setattr(by_distance, name, size)
+    for module in (by_distance, linear_memory):
+        monkeypatch.setattr(module, "MOST_ELEMENTS", 2**14)
     encoding = build(*case, dtype=torch.float32)
     if encoding.max_length is not None or "relation_ids" in encoding.needs:
         pytest.skip("it is defined for short texts, or its own input is quadratic")
@@ -230,13 +236,19 @@ def test_no_tensor_grows_with_the_square_of_length(case, monkeypatch):
 @every_kind
 def test_the_kernel_reads_its_mask_in_place(case, monkeypatch):
     """A mask whose last stride is neither 1 nor 0 would be copied, whole, where no tensor is seen to be made."""
-    fused, strides = linear_memory.scaled_dot_product_attention, []
+    fused, inner, strides = linear_memory.scaled_dot_product_attention, by_distance._flash, []
 
     def watch(*args, attn_mask=None, **kwargs):
         strides.append(0 if attn_mask is None else attn_mask.stride(-1))
         return fused(*args, attn_mask=attn_mask, **kwargs)
 
+    def watch_inner(query, key, value, mask, *args):
+        strides.append(0 if mask is None else mask.stride(-1))
+        return inner(query, key, value, mask, *args)
+
+    assert by_distance.kernel_works()
     monkeypatch.setattr(linear_memory, "scaled_dot_product_attention", watch)
+    monkeypatch.setattr(by_distance, "_flash", watch_inner)
     with torch.no_grad():
         encoding = build(*case)
         query, key, value = tensors(LENGTH, LENGTH)
@@ -261,10 +273,56 @@ def test_auto_takes_it_where_it_is_the_better_choice(monkeypatch):
     content = QueryBuckets(torch.zeros(1, 12, 64, 4), torch.zeros(127, 4), None, positions)
     # distances: always; what must be recomputed for its gradient: only where scores are many; a single query: always
     assert choose("auto", call(64, terms=(table,))) is linear
-    assert choose("auto", call(64, terms=(content,))) is dense
-    assert choose("auto", call(64, terms=(table,), dropout=0.1)) is dense
+    assert choose("auto", call(64, terms=(content,))) is linear
+    assert choose("auto", call(64, terms=(table,), dropout=0.1)) is linear
     assert choose("auto", call(4096, terms=(content,))) is linear
     assert choose("auto", call(64, 1, terms=(content,))) is linear
     assert choose("auto", call(64, 1, terms=(table,), dtype=torch.bfloat16)) is linear
     with torch.no_grad():
         assert choose("auto", call(64, terms=(content,))) is linear
+
+
+@pytest.mark.parametrize(
+    "rel_pos", [{"type": "none"}, {"type": "t5"}, {"type": "shaw", "max_distance": 3}, {"type": "relative_key_query"}]
+)
+@pytest.mark.parametrize("causal", [True, False])
+def test_dropout_is_the_same_in_its_gradient(rel_pos, causal):
+    encoding = build(rel_pos, causal)
+    query, key, value = (x.requires_grad_() for x in tensors(LENGTH, LENGTH, groups=2))
+    inputs = [query, key, value, *encoding.parameters()]
+    weights = torch.randn(query.shape, dtype=query.dtype)
+
+    def loss():
+        torch.manual_seed(5)
+        output = hf_relpos.attention(
+            query, key, value, encoding, is_causal=causal, dropout_p=0.3, backend="linear_memory"
+        )
+        return (output * weights).sum()
+
+    found = torch.autograd.grad(loss(), inputs)
+    generator = torch.Generator().manual_seed(1)
+    for leaf, gradient in zip(inputs, found, strict=True):
+        step = torch.randn(leaf.shape, generator=generator, dtype=leaf.dtype) * 1e-5
+        with torch.no_grad():
+            leaf += step
+            above = loss()
+            leaf -= 2 * step
+            below = loss()
+            leaf += step
+        torch.testing.assert_close((above - below) / 2, (gradient * step).sum(), rtol=1e-6, atol=1e-12)
+    torch.manual_seed(6)
+    other = hf_relpos.attention(query, key, value, encoding, is_causal=causal, dropout_p=0.3, backend="linear_memory")
+    assert not torch.allclose((other * weights).sum(), loss())
+
+
+def test_dropout_leaves_out_the_share_that_it_is_told():
+    length, share = 400, 0.25
+    query, key = (
+        torch.zeros(1, 1, length, 400, dtype=torch.float64),
+        torch.zeros(1, 1, length, 400, dtype=torch.float64),
+    )
+    value = torch.eye(length, dtype=torch.float64)[None, None]
+    weights = hf_relpos.attention(query, key, value, dropout_p=share, backend="linear_memory")[0, 0] * length
+    kept = weights > 0
+    torch.testing.assert_close(weights[kept], torch.full_like(weights[kept], 1 / (1 - share)))
+    assert abs(kept.double().mean() - (1 - share)) < 4 * (share * (1 - share) / length**2) ** 0.5

@@ -1,0 +1,695 @@
+"""Attention of a region with what is added by distance, and its gradients, without a tensor of all scores.
+
+*Distances.* A number for each head and distance is one table ``w[h, i - j]`` of ``Tq + Tk - 1`` numbers. With keys and values reversed, ``j = Tk - 1 - j'``, the
+bias is ``w[h, i + j' - (Tk - 1)]``: a Hankel matrix, every row the one above it shifted by one element, and so a strided view of the table that the fused
+kernel takes for its mask without copying it. What is causal or out of a window is minus infinity in the table, and queries go in blocks that leave out the
+keys which none of them sees.
+
+*Vectors by distance* that queries meet, ``q_i . r[i - j]``, are computed for a block of queries as one product with all distances of the block, and that
+product, whose row i starts at distance ``i``, is again a mask by its strides alone. What keys meet is the same with the roles changed, added tile by tile.
+
+*Far keys.* Beyond the last row of a clipped table all distances share it, so that ``q_i . r`` is one number for a query: softmax over far keys alone does not see it. They
+go through the kernel without that bias, and the parts are put together by their logsumexp, to which the number is added.
+
+*Gradients.* The kernel's own backward pass has none for its mask. :class:`TermAttention` recomputes the scores in tiles from the logsumexp, which enters the product
+as one more feature. The gradient of a score is written into a buffer whose rows are shifted as the bias is, so that one distance is one column: its
+column sums are the table's gradient, and its products with the vectors and the queries are theirs. No atomic adds: the same bits in every run. Of a bias by
+key alone (gates), the gradient is what the kernel's own pass gives for a key coordinate that the queries meet with 1 and the keys have 0 of.
+
+*Weights that are needed* (dropout, vectors added to the values) are computed for a block of queries and again for the gradient, dropout from its seed.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import pad, scaled_dot_product_attention
+
+# queries of one call of the kernel, where blocks pay: 8 of them, but never below its own tile
+BLOCKS, SMALLEST_BLOCK = 8, 256
+# tile of the own backward pass; of what keys meet, a narrower one wastes less on distances that do not occur
+TILE_ROWS, TILE_COLS, KEY_TILE_COLS = 256, 512, 128
+# far keys that are worth a call of their own
+FAR_COLS = 256
+# elements of the largest temporary: allocations beyond 32 MiB are returned to the system each time
+MOST_ELEMENTS = 2**22
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a region's attention is told beside tensors: entries ``low .. high`` of the distances are visible, or with ``causal`` what the kernel's own
+    causality lets be seen; ``bare``: a table says no more than that; ``kinds``: by what each table of vectors is met, and its ``start``; the seed of dropout."""
+
+    scale: float
+    dropout: float
+    causal: bool
+    low: int
+    high: int
+    bare: bool = False
+    kinds: tuple[tuple[str, int], ...] = ()
+    seed: int = 0
+
+
+def blind_rows(table: Tensor, keys: int) -> Tensor:
+    """Rows of the Hankel matrix of ``table`` that hold nothing but minus infinity, ``[H, rows]``."""
+    seen = pad((table.detach() > -torch.inf).long().cumsum(-1), (1, 0))
+    return seen[:, keys:] == seen[:, :-keys]
+
+
+def hankel(table: Tensor, first: int, last: int, start: int, stop: int) -> Tensor:
+    """Rows ``first .. last - 1`` and columns ``start .. stop - 1`` of the Hankel matrix of ``table`` ``[H, L]``: a view."""
+    return table[:, first + start : last + stop - 1].unfold(-1, stop - start, 1)
+
+
+def query_blocks(queries: int, keys: int, shape: Shape, size: int | None = None) -> list[tuple[int, int, int, int]]:
+    """Blocks of queries ``a .. z - 1`` and the reversed keys ``c .. d - 1`` that some of them see, of ``size`` queries or as suits the kernel."""
+    if size is None:
+        if shape.low <= 0 and shape.high >= queries + keys - 2:
+            return [(0, queries, 0, keys)]
+        size = max(SMALLEST_BLOCK, -(-queries // BLOCKS))
+    blocks = []
+    for a in range(0, queries, size):
+        z = min(a + size, queries)
+        blocks.append((a, z, max(0, shape.low - (z - 1)), min(keys, shape.high - a + 1)))
+    return blocks
+
+
+def _shifted(buffer: Tensor, columns: int) -> Tensor:
+    """A view ``[N, R, columns]`` of contiguous ``buffer`` ``[N, R, R + columns - 1]`` whose row r starts at column r: element (r, c) lies in column r + c."""
+    _, rows, width = buffer.shape
+    return buffer.as_strided((buffer.shape[0], rows, columns), (rows * width, width + 1, 1))
+
+
+class _Span:
+    """Distances ``first .. first + count - 1`` of a block against a table whose row 0 serves all before ``start`` and whose last row all beyond it."""
+
+    def __init__(self, table: Tensor, start: int, first: int, count: int):
+        self.table, self.count = table, count
+        # columns before `left` have row 0, those from `right` on the last row
+        self.left = min(max(start - first, 0), count)
+        self.right = max(min(start + table.shape[-2] - first, count), self.left)
+        self.rows = slice(self.left + first - start, self.right + first - start) if self.right > self.left else slice(0)
+
+    @classmethod
+    def far(cls, table: Tensor, end: int) -> "_Span":
+        """All distances beyond one end of the table, 0 or -1, as one."""
+        return cls(table, 1, 0, 1) if end == 0 else cls(table, -table.shape[-2], 0, 1)
+
+    @property
+    def near(self) -> bool:
+        """Whether any distance has a row of its own."""
+        return self.right > self.left
+
+    def met(self, factor: Tensor, base: Tensor | None) -> Tensor:
+        """``base + factor_r . row(e)`` for each row of ``factor`` ``[N, R, W]`` and each distance: ``[N, R, count]``, contiguous."""
+        outer = factor.shape[:2]
+        if self.right - self.left == self.count:
+            near = self.table[..., self.rows, :].mT
+            return factor @ near if base is None else torch.baddbmm(base, factor, near.expand(outer[0], -1, -1))
+        values = factor.new_empty(*outer, self.count)
+        if base is None:
+            base = factor.new_zeros(1, 1, self.count)
+        for place, row in self._ends():
+            # written by an addition because a copy that repeats its last axis is slow
+            torch.add(base[..., place], factor @ self.table[..., row, :].mT, out=values[..., place])
+        if self.near:
+            place = slice(self.left, self.right)
+            torch.add(base[..., place], factor @ self.table[..., self.rows, :].mT, out=values[..., place])
+        return values
+
+    def summed(self, weights: Tensor) -> Tensor:
+        """``sum_e weights[r, e] row(e)``: ``[N, R, W]`` from ``weights`` ``[N, R, count]``."""
+        total = weights[..., self.left : self.right] @ self.table[..., self.rows, :]
+        for place, row in self._ends():
+            total += weights[..., place].sum(-1, keepdim=True) * self.table[..., row, :]
+        return total
+
+    def collect(self, weights: Tensor, factor: Tensor, into: Tensor) -> None:
+        """Add ``sum_r weights[r, e] factor_r`` to the row of each distance in ``into`` ``[heads | 1, rows, W]``, for all samples of a head."""
+        pieces = [(weights[..., self.left : self.right].mT @ factor, self.rows)] if self.near else []
+        pieces += [(weights[..., place].sum(-1, keepdim=True).mT @ factor, row) for place, row in self._ends()]
+        for piece, rows in pieces:
+            into[:, rows] += piece.unflatten(0, (-1, into.shape[0])).sum(0)
+
+    def _ends(self) -> Iterator[tuple[slice, slice]]:
+        """The distances beyond either end of the table, and the row that serves them."""
+        if self.left:
+            yield slice(0, self.left), slice(0, 1)
+        if self.right < self.count:
+            yield slice(self.right, None), slice(self.table.shape[-2] - 1, None)
+
+
+class _Room:
+    """Memory for one buffer after another whose shifted view is written as a whole: of the same shape, what lies beside the view is zero still."""
+
+    def __init__(self, dtype: torch.dtype):
+        self.flat = torch.empty(0, dtype=dtype)
+        self.shape: tuple[int, ...] = ()
+
+    def zeros(self, *shape: int) -> Tensor:
+        """A buffer of a shape, to be written through :func:`_shifted`."""
+        size = math.prod(shape)
+        if self.flat.numel() < size:
+            self.flat = self.flat.new_zeros(size)
+        elif self.shape != shape:
+            self.flat[:size].zero_()
+        self.shape = shape
+        return self.flat[:size].view(shape)
+
+
+@dataclass
+class _Part:
+    """A chunk of samples and heads, flattened to ``N``: its share of what is added, and of the gradients being gathered."""
+
+    table: Tensor | None
+    columns: Tensor | None
+    kinds: tuple[tuple[str, int], ...]
+    factors: list[Tensor]
+    tables: list[Tensor]
+
+    def terms(self, met_by: str) -> list[tuple[int, Tensor, Tensor, int]]:
+        """Number, factor, table and start of the vectors that are met by one kind of thing."""
+        pairs = zip(self.kinds, self.factors, self.tables, strict=True)
+        return [(n, f, t, start) for n, ((kind, start), f, t) in enumerate(pairs) if kind == met_by]
+
+    def segments(self, a: int, z: int, c: int, d: int, shape: Shape) -> Iterator[tuple[int, int, int | None]]:
+        """The keys of a block in up to three runs: those for which every query's distance lies beyond the first row of every table of vectors (0), those near
+        (None), those beyond the last row (-1). Far ones are told apart where they are many and all visible."""
+        first, last = c, d
+        if shape.bare and not shape.dropout:
+            edges = [
+                (start, start + table.shape[-2] - 1) for (_, start), table in zip(self.kinds, self.tables, strict=True)
+            ]
+            first = min(start for start, _ in edges) - (z - 1) + 1
+            last = max(stop for _, stop in edges) - a
+            if first - c < FAR_COLS or a + c < shape.low or z + first - 2 > shape.high:
+                first = c
+            if d - last < FAR_COLS or a + last < shape.low or z + d - 2 > shape.high:
+                last = d
+            first = min(first, d)
+            last = max(last, first)
+        yield from ((x, y, end) for x, y, end in ((c, first, 0), (first, last, None), (last, d, -1)) if x < y)
+
+    def far_rows(self, met_by: str, factor: Tensor | None, a: int, z: int, end: int) -> Tensor | None:
+        """What far vectors that queries meet (or, with their ``factor``, weights) add to all of a query's scores, ``[N, R]``; None for nothing."""
+        total: Tensor | None = None
+        for _, own, table, _ in self.terms(met_by):
+            number = ((own if factor is None else factor)[:, a:z] @ table[..., end, :, None])[..., 0]
+            total = number if total is None else total + number
+        return total
+
+    def far_columns(self, c: int, d: int, end: int) -> Tensor | None:
+        """What is added to all scores of a far key, ``[N, 1, columns]``; None for nothing."""
+        total = None if self.columns is None else self.columns[:, None, c:d]
+        for _, factor, table, _ in self.terms("key"):
+            number = (factor[:, c:d] @ table[..., end, :, None]).mT
+            total = number if total is None else total + number
+        return total
+
+    def bias(self, a: int, z: int, c: int, d: int) -> Tensor | None:
+        """What is added to the scores of a block, ``[N | 1, R | 1, columns]``: a view by strides where possible; None for nothing."""
+        bias: Any = None
+        owned = False
+        base = None if self.table is None else self.table[:, None, a + c : z + d - 1]
+        products = None
+        for _, factor, table, start in self.terms("query"):
+            products = _Span(table, start, a + c, z - a + d - c - 1).met(
+                factor[:, a:z], base if products is None else products
+            )
+        if products is not None:
+            bias, owned = _shifted(products, d - c), True
+        elif self.table is not None:
+            bias = hankel(self.table, a, z, c, d)
+        if self.columns is not None:
+            columns = self.columns[:, None, c:d]
+            bias, owned = (columns, False) if bias is None else (bias.add_(columns) if owned else bias + columns, True)
+        for _, factor, table, start in self.terms("key"):
+            if not owned:
+                whole = factor.new_zeros(factor.shape[0], z - a, d - c)
+                bias, owned = whole if bias is None else whole.add_(bias), True
+            for e in range(c, d, KEY_TILE_COLS):
+                f = min(e + KEY_TILE_COLS, d)
+                span = _Span(table, start, a + e, z - a + f - e - 1)
+                tile = bias[..., e - c : f - c]
+                if span.near:
+                    tile += _shifted(span.met(factor[:, e:f], None), z - a).mT
+                else:
+                    # far: one number for each key
+                    row = slice(0, 1) if span.left else slice(-1, None)
+                    tile += (factor[:, e:f] @ table[..., row, :].mT).mT
+        return bias
+
+
+def _chunks(batch: int, heads: int, elements: int) -> Iterator[tuple[slice, slice]]:
+    """Samples and heads whose temporaries have about ``MOST_ELEMENTS`` elements, at ``elements`` for one head of one sample."""
+    size = max(1, MOST_ELEMENTS // elements)
+    if size >= heads:
+        for b in range(0, batch, size // heads):
+            yield slice(b, min(b + size // heads, batch)), slice(0, heads)
+        return
+    for b in range(batch):
+        for h in range(0, heads, size):
+            yield slice(b, b + 1), slice(h, min(h + size, heads))
+
+
+def _flash(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool, scale: float
+) -> tuple[Tensor, Tensor]:
+    """The fused CPU kernel's output and logsumexp ``[B, H, Tq]``."""
+    flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    output, logsumexp = flash(query, key, value, 0.0, causal, attn_mask=mask, scale=scale)
+    return output, logsumexp
+
+
+@cache
+def kernel_works() -> bool:
+    """Whether this PyTorch's kernel, an internal operator, takes strided masks, also with its own causality, and returns what is meant here."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad(), torch.device("cpu"):
+        query, key, value = (torch.randn(1, 2, 9, 8, generator=generator, dtype=torch.float64) for _ in range(3))
+        table = torch.randn(2, 17, generator=generator, dtype=torch.float64)
+        columns = torch.randn(1, 2, 1, 9, generator=generator, dtype=torch.float64).expand(-1, -1, 9, -1)
+        causal = torch.ones(9, 9, dtype=torch.bool).tril()
+        try:
+            for mask, is_causal in ((hankel(table, 0, 9, 0, 9)[None], False), (columns, True)):
+                scores = query @ key.mT * 0.3 + mask
+                if is_causal:
+                    scores = scores.masked_fill(~causal, -torch.inf)
+                output, logsumexp = _flash(query, key, value, mask, is_causal, 0.3)
+                fused = scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=is_causal, scale=0.3)
+                expected = scores.softmax(-1) @ value
+                for ours, theirs in (
+                    (output, expected),
+                    (fused, expected),
+                    (logsumexp, scores.logsumexp(-1)),
+                ):
+                    if not torch.allclose(ours, theirs, rtol=0, atol=1e-12):
+                        return False
+            with torch.enable_grad():
+                leaves = [x.requires_grad_() for x in (query, key, value, columns[:, :, 0].clone())]
+                scores = query @ key.mT * 0.3 + leaves[3][:, :, None]
+                expected = scores.masked_fill(~causal, -torch.inf).softmax(-1) @ value
+                gates = torch.autograd.grad(expected.sum(), leaves)
+            shape, (query, key, value, gate) = Shape(0.3, 0.0, True, 0, 0), (x.detach() for x in leaves)
+            found = _gate_gradients(query, key, value, gate, output, logsumexp, torch.ones_like(output), shape)
+            for mine, theirs in zip((*found[:3], found[4]), gates, strict=True):
+                if mine is None or not torch.allclose(mine, theirs, rtol=0, atol=1e-12):
+                    return False
+        except (AttributeError, RuntimeError, TypeError, ValueError):
+            return False
+    return True
+
+
+class TermAttention(torch.autograd.Function):
+    """Attention ``[B, H, Tq, D]`` of a region with what is added by distance: ``table`` ``[H, Tq + Tk - 1]``, minus infinity where nothing is seen, ``columns``
+    ``[B, H, Tk]`` by key, and for each of ``shape.kinds`` a factor and a table of vectors. Keys are reversed inside."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        table: Tensor | None,
+        columns: Tensor | None,
+        shape: Shape,
+        *flat: Tensor | None,
+    ) -> Tensor:
+        groups = query.shape[1] // key.shape[1]
+        wide_key, wide_value = _per_head(key, groups), _per_head(value, groups)
+        kinds = {met_by for met_by, _ in shape.kinds}
+        if shape.dropout or "weights" in kinds:
+            output, logsumexp = _weighed(query, wide_key, wide_value, table, columns, shape, flat)
+        elif kinds or (table is not None and columns is not None):
+            output, logsumexp = _fused(query, wide_key, wide_value, table, columns, shape, flat)
+        elif table is None:
+            assert columns is not None
+            mask = columns[:, :, None].expand(-1, -1, query.shape[2], -1)
+            output, logsumexp = _flash(query, wide_key, wide_value, mask, shape.causal, shape.scale)
+        else:
+            back_key, back_value = wide_key.flip(2), wide_value.flip(2)
+            parts = [
+                _flash(
+                    query[:, :, a:z],
+                    back_key[:, :, c:d],
+                    back_value[:, :, c:d],
+                    hankel(table, a, z, c, d)[None],
+                    False,
+                    shape.scale,
+                )
+                for a, z, c, d in query_blocks(query.shape[2], key.shape[2], shape)
+            ]
+            output = torch.cat([part for part, _ in parts], dim=2) if len(parts) > 1 else parts[0][0]
+            logsumexp = torch.cat([part for _, part in parts], dim=2) if len(parts) > 1 else parts[0][1]
+        if table is not None:
+            blind = blind_rows(table, key.shape[2])
+            if bool(blind.any()):
+                output = output.masked_fill(blind[None, ..., None], 0.0)
+                logsumexp = logsumexp.masked_fill(blind[None], torch.inf)
+        ctx.save_for_backward(query, key, value, table, columns, output, logsumexp, *flat)
+        ctx.shape = shape
+        return output
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, value, table, columns, output, logsumexp, *flat = ctx.saved_tensors
+        shape: Shape = ctx.shape
+        if table is None and not shape.kinds and not shape.dropout:
+            return _gate_gradients(query, key, value, columns, output, logsumexp, gradient, shape)
+        dtype = logsumexp.dtype
+        groups = query.shape[1] // key.shape[1]
+        keys, rows = key.shape[2], _rows(key.shape[2])
+        delta = (gradient.to(dtype) * output.to(dtype)).sum(-1)
+        grads = [torch.zeros(x.shape, dtype=dtype) for x in (query, _per_head(key, groups), _per_head(value, groups))]
+        grad_table = torch.zeros_like(table) if ctx.needs_input_grad[3] else None
+        grad_columns = columns.new_zeros(columns.shape) if ctx.needs_input_grad[4] else None
+        grad_flat = [None if x is None else torch.zeros_like(x, memory_format=torch.contiguous_format) for x in flat]
+        rooms = _Room(dtype), _Room(dtype)
+        for samples, span, part, block in _work(query, key, value, table, columns, shape, flat, dtype):
+            count = samples.stop - samples.start
+            g, lse, dot = (x[samples, span].flatten(0, 1) for x in (gradient.to(dtype), logsumexp, delta))
+            slots = [x[None] if x.ndim == 2 else x[span] for x in grad_flat[1::2] if x is not None]
+            work = _Backward(
+                part, block, g, lse, dot, shape, slots, rooms, grad_table is not None, grad_columns is not None
+            )
+            for number, (a, z, c, d) in enumerate(query_blocks(query.shape[2], keys, shape, rows)):
+                if c < d:
+                    size = (block[0].shape[0], z - a, d - c)
+                    keep = _keep(shape, samples, span, number, size, block[0]) if shape.dropout else None
+                    work.block(a, z, c, d, keep)
+            for total, piece in zip(grads, work.grads, strict=True):
+                total[samples, span] = piece.unflatten(0, (count, -1))
+            for (met_by, _), piece, kept in zip(shape.kinds, work.factor_grads, grad_flat[::2], strict=True):
+                if kept is not None:
+                    turned = piece.flip(1) if met_by == "key" else piece
+                    kept[samples, span] = turned.unflatten(0, (count, -1))
+            if grad_table is not None:
+                grad_table[span] += work.table_grad.unflatten(0, (count, -1)).sum(0)
+            if grad_columns is not None:
+                grad_columns[samples, span] = work.column_grad.flip(-1).unflatten(0, (count, -1))
+        return (
+            (grads[0] * shape.scale).to(query.dtype),
+            _per_group(grads[1].flip(2) * shape.scale, groups).to(key.dtype),
+            _per_group(grads[2].flip(2), groups).to(value.dtype),
+            grad_table,
+            grad_columns,
+            None,
+            *grad_flat,
+        )
+
+
+class _Backward:
+    """The gradients of a chunk, gathered from one block of queries after another."""
+
+    def __init__(
+        self,
+        part: _Part,
+        block: tuple[Tensor, Tensor, Tensor],
+        gradient: Tensor,
+        logsumexp: Tensor,
+        delta: Tensor,
+        shape: Shape,
+        slots: list[Tensor],
+        rooms: tuple[_Room, _Room],
+        table_learns: bool,
+        columns_learn: bool,
+    ):
+        self.part, self.shape, self.slots, self.rooms = part, shape, slots, rooms
+        self.query, self.key, self.value = block
+        self.gradient, self.delta = gradient, delta
+        # the logsumexp and the output's share leave scores and their gradients as one more feature of the products
+        ones = self.key.new_ones(*self.key.shape[:2], 1)
+        self.score_query = torch.cat((self.query * shape.scale, -logsumexp[..., None]), -1)
+        self.score_key = torch.cat((self.key, ones), -1)
+        # dropout comes between the two
+        self.change_query = gradient if shape.dropout else torch.cat((gradient, -delta[..., None]), -1)
+        self.change_value = self.value if shape.dropout else torch.cat((self.value, ones), -1)
+        self.grads = [torch.zeros_like(x) for x in block]
+        self.factor_grads = [torch.zeros_like(x) for x in part.factors]
+        self.table_learns = table_learns
+        heads, queries, keys = self.query.shape[0], self.query.shape[1], self.key.shape[1]
+        self.table_grad = self.key.new_zeros((heads, queries + keys - 1) if table_learns else 0)
+        self.column_grad = self.key.new_zeros((heads, keys) if columns_learn else 0)
+
+    def block(self, a: int, z: int, first: int, stop: int, keep: Tensor | None) -> None:
+        """Queries ``a .. z - 1`` and the keys ``first .. stop - 1``."""
+        part = self.part
+        queries_meet, weights_meet = part.terms("query"), part.terms("weights")
+        for c, d, end in part.segments(a, z, first, stop, self.shape):
+            # of what is near, gradients and weights by distance; of what is far, their sums for each query
+            heads, rows, count = self.query.shape[0], z - a, 1 if end is not None else z - a + d - c - 1
+            score_query, change_query = self.score_query[:, a:z], self.change_query[:, a:z]
+            changes: Any = None
+            seen: Any = None
+            met: Tensor | None = None
+            if end is None:
+                bias = part.bias(a, z, c, d)
+                if self.table_learns or queries_meet:
+                    changes = self.rooms[0].zeros(heads, rows, count)
+                if weights_meet:
+                    seen = self.rooms[1].zeros(heads, rows, count)
+                for _, _, table, start in weights_meet:
+                    met = _Span(table, start, a + c, count).met(self.gradient[:, a:z], met)
+                met = None if met is None else _shifted(met, d - c)
+            else:
+                bias = part.far_columns(c, d, end)
+                score_query = _with_last(score_query, part.far_rows("query", None, a, z, end))
+                change_query = _with_last(change_query, part.far_rows("weights", self.gradient, a, z, end))
+                changes = self.query.new_zeros(heads, rows, 1) if queries_meet else None
+                seen = self.query.new_zeros(heads, rows, 1) if weights_meet else None
+            width = KEY_TILE_COLS if end is None and part.terms("key") else TILE_COLS
+            for e in range(c, d, width):
+                f = min(e + width, d)
+                here = slice(e - c, f - c)
+                weights = _product(score_query, self.score_key[:, e:f], bias, here).exp_()
+                change = _product(change_query, self.change_value[:, e:f], met, here)
+                if keep is None:
+                    dropped = weights
+                else:
+                    kept = keep[..., e - first : f - first]
+                    dropped = weights * kept
+                    change.mul_(kept).sub_(self.delta[:, a:z, None])
+                if seen is not None:
+                    if end is None:
+                        _shifted(seen, d - c)[..., here] = dropped
+                    else:
+                        seen += dropped.sum(-1, keepdim=True)
+                if end is None and changes is not None:
+                    change = torch.mul(weights, change, out=_shifted(changes, d - c)[..., here])
+                else:
+                    change.mul_(weights)
+                    if changes is not None:
+                        changes += change.sum(-1, keepdim=True)
+                self._tile(a, z, e, f, end, dropped, change)
+            if self.table_learns and changes is not None:
+                self.table_grad[:, a + c : z + d - 1] += changes.sum(1)
+            for index, factor, table, start in queries_meet:
+                area = _Span(table, start, a + c, count) if end is None else _Span.far(table, end)
+                self.factor_grads[index][:, a:z] += area.summed(changes)
+                area.collect(changes, factor[:, a:z], self.slots[index])
+            for index, _, table, start in weights_meet:
+                area = _Span(table, start, a + c, count) if end is None else _Span.far(table, end)
+                area.collect(seen, self.gradient[:, a:z], self.slots[index])
+
+    def _tile(self, a: int, z: int, e: int, f: int, end: int | None, dropped: Tensor, change: Tensor) -> None:
+        """What the weights of a tile and the gradients of its scores give queries, keys and values, and what keys meet."""
+        grad_query, grad_key, grad_value = self.grads
+        grad_query[:, a:z] += change @ self.key[:, e:f]
+        grad_key[:, e:f] += change.mT @ self.query[:, a:z]
+        grad_value[:, e:f] += dropped.mT @ self.gradient[:, a:z]
+        keys_meet = self.part.terms("key")
+        by_key: Any = change.sum(1) if self.column_grad.numel() or keys_meet else None
+        if self.column_grad.numel():
+            self.column_grad[:, e:f] += by_key
+        for index, factor, table, start in keys_meet:
+            span = _Span(table, start, a + e, z - a + f - e - 1) if end is None else _Span.far(table, end)
+            if span.near:
+                by_distance = change.new_zeros(change.shape[0], f - e, span.count)
+                _shifted(by_distance, z - a).copy_(change.mT)
+            else:
+                # all distances of a key share one row, and so do their gradients
+                by_distance = by_key[..., None]
+                span = _Span.far(table, 0 if span.left else -1)
+            self.factor_grads[index][:, e:f] += span.summed(by_distance)
+            span.collect(by_distance, factor[:, e:f], self.slots[index])
+
+
+def _with_last(features: Tensor, more: Tensor | None) -> Tensor:
+    """``features`` ``[N, R, W]`` with ``more`` ``[N, R]`` added to the last."""
+    if more is None:
+        return features
+    features = features.clone()
+    features[..., -1] += more
+    return features
+
+
+def _rows(keys: int) -> int:
+    """Queries of a block of the own passes."""
+    return max(min(16, TILE_ROWS), min(TILE_ROWS, MOST_ELEMENTS // keys))
+
+
+def _work(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    table: Tensor | None,
+    columns: Tensor | None,
+    shape: Shape,
+    flat: Sequence[Tensor | None],
+    dtype: torch.dtype,
+) -> Iterator[tuple[slice, slice, _Part, tuple[Tensor, Tensor, Tensor]]]:
+    """Chunks of a region: their samples and heads, what is added in them, and their queries, reversed keys and reversed values ``[N, T, D]``."""
+    batch, heads = query.shape[:2]
+    groups, rows = heads // key.shape[1], _rows(key.shape[2])
+    back_key, back_value = (_per_head(x.flip(2), groups) for x in (key, value))
+    factors = [
+        factor.flip(2) if factor is not None and met_by == "key" else factor
+        for factor, (met_by, _) in zip(flat[::2], shape.kinds, strict=True)
+    ]
+    for samples, span in _chunks(batch, heads, rows * (rows + key.shape[2])):
+        count = samples.stop - samples.start
+
+        def pick(x: Tensor, samples: slice = samples, span: slice = span) -> Tensor:
+            return x[samples, span].flatten(0, 1)
+
+        part = _Part(
+            None if table is None else table[span].repeat(count, 1),
+            None if columns is None else pick(columns).flip(-1),
+            shape.kinds,
+            # weights are no factor
+            [query.new_empty(0) if x is None else pick(x) for x in factors],
+            [x if x.ndim == 2 else x[span].repeat(count, 1, 1) for x in flat[1::2] if x is not None],
+        )
+        query_part, key_part, value_part = (pick(x).to(dtype) for x in (query, back_key, back_value))
+        yield samples, span, part, (query_part, key_part, value_part)
+
+
+def _product(x: Tensor, y: Tensor, bias: Tensor | None, here: slice) -> Tensor:
+    """``x_i . y_j + bias[i, j]``, the bias taken at columns ``here``: ``[N, R, columns]``."""
+    return torch.bmm(x, y.mT) if bias is None else torch.baddbmm(bias[..., here], x, y.mT)
+
+
+def _keep(shape: Shape, samples: slice, span: slice, number: int, size: tuple[int, ...], like: Tensor) -> Tensor:
+    """Factors of the weights of a block under dropout, the same whenever asked: 0 or ``1 / (1 - p)``."""
+    place = (samples.start * 4099 + span.start) * 65537 + number
+    generator = torch.Generator().manual_seed((shape.seed + place) % 2**63)
+    kept = like.new_empty(size).bernoulli_(1 - shape.dropout, generator=generator)
+    return kept.div_(1 - shape.dropout)
+
+
+def _fused(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    table: Tensor | None,
+    columns: Tensor | None,
+    shape: Shape,
+    flat: Sequence[Tensor | None],
+) -> tuple[Tensor, Tensor]:
+    """Output and logsumexp from the kernel, a block of queries of a chunk at a time, the bias of each built for it."""
+    output = torch.zeros_like(query)
+    logsumexp = torch.full(query.shape[:3], torch.inf, dtype=torch.promote_types(query.dtype, torch.float32))
+    for samples, span, part, (q, k, v) in _work(query, key, value, table, columns, shape, flat, query.dtype):
+        for a, z, c, d in query_blocks(query.shape[2], key.shape[2], shape, _rows(key.shape[2])):
+            if c >= d:
+                continue
+            pieces = []
+            for first, stop, end in part.segments(a, z, c, d, shape):
+                bias = part.bias(a, z, first, stop) if end is None else part.far_columns(first, stop, end)
+                if bias is not None:
+                    bias = bias.expand(q.shape[0], z - a, -1)[None]
+                result, sums = _flash(
+                    q[None, :, a:z], k[None, :, first:stop], v[None, :, first:stop], bias, False, shape.scale
+                )
+                # a number that all scores of a query share changes its sum only
+                shared = None if end is None else part.far_rows("query", None, a, z, end)
+                pieces.append((result[0], sums[0] if shared is None else sums[0] + shared))
+            result, sums = pieces[0]
+            if len(pieces) > 1:
+                sums = torch.stack([piece for _, piece in pieces]).logsumexp(0)
+                shares = [piece * (own - sums).exp()[..., None].to(piece.dtype) for piece, own in pieces]
+                result = torch.stack(shares).sum(0)
+            count = samples.stop - samples.start
+            output[samples, span, a:z] = result.unflatten(0, (count, -1))
+            logsumexp[samples, span, a:z] = sums.unflatten(0, (count, -1))
+    return output, logsumexp
+
+
+def _weighed(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    table: Tensor | None,
+    columns: Tensor | None,
+    shape: Shape,
+    flat: Sequence[Tensor | None],
+) -> tuple[Tensor, Tensor]:
+    """The same where the weights themselves are needed: for dropout, and for vectors added to the values."""
+    dtype = torch.promote_types(query.dtype, torch.float32)
+    output = torch.zeros_like(query)
+    logsumexp = torch.full(query.shape[:3], torch.inf, dtype=dtype)
+    for samples, span, part, (q, k, v) in _work(query, key, value, table, columns, shape, flat, dtype):
+        q = q * shape.scale
+        for number, (a, z, c, d) in enumerate(query_blocks(query.shape[2], key.shape[2], shape, _rows(key.shape[2]))):
+            if c >= d:
+                continue
+            scores = _product(q[:, a:z], k[:, c:d], part.bias(a, z, c, d), slice(None))
+            largest = scores.amax(-1, keepdim=True).clamp_(min=torch.finfo(dtype).min)
+            weights = scores.sub_(largest).exp_()
+            total = weights.sum(-1, keepdim=True)
+            if shape.dropout:
+                weights.mul_(_keep(shape, samples, span, number, tuple(weights.shape), q))
+            result = weights @ v[:, c:d]
+            for _, _, vectors, start in part.terms("weights"):
+                by_distance = weights.new_zeros(*weights.shape[:2], z - a + d - c - 1)
+                _shifted(by_distance, d - c).copy_(weights)
+                result += _Span(vectors, start, a + c, by_distance.shape[-1]).summed(by_distance)
+            # a query that sees nothing has a total of zero
+            result /= total.clamp(min=torch.finfo(dtype).tiny)
+            count = samples.stop - samples.start
+            output[samples, span, a:z] = result.to(query.dtype).unflatten(0, (count, -1))
+            logsumexp[samples, span, a:z] = (largest + total.log())[..., 0].unflatten(0, (count, -1))
+    return output, logsumexp
+
+
+def _gate_gradients(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    columns: Tensor,
+    output: Tensor,
+    logsumexp: Tensor,
+    gradient: Tensor,
+    shape: Shape,
+) -> tuple[Tensor | None, ...]:
+    """Gradients with a bias by key alone, from the kernel's own backward pass: a coordinate more, 1 in the queries and 0 in the keys, changes no score, and its
+    gradient in the keys sums those of the scores."""
+    groups, width = query.shape[1] // key.shape[1], query.shape[-1]
+    wide = [pad(x, (0, 8)) for x in (gradient, query, _per_head(key, groups), _per_head(value, groups), output)]
+    wide[1][..., width] = 1.0
+    mask = columns[:, :, None].expand(-1, -1, query.shape[2], -1)
+    backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+    grads = backward(*wide, logsumexp, 0.0, shape.causal, attn_mask=mask, scale=shape.scale)
+    grad_query, grad_key, grad_value = (x[..., :width] for x in grads)
+    return (
+        grad_query,
+        _per_group(grad_key, groups),
+        _per_group(grad_value, groups),
+        None,
+        grads[1][..., width].to(columns.dtype) / shape.scale,
+        None,
+    )
+
+
+def _per_head(x: Tensor, groups: int) -> Tensor:
+    return x if groups == 1 else x.repeat_interleave(groups, dim=1)
+
+
+def _per_group(x: Tensor, groups: int) -> Tensor:
+    return x if groups == 1 else x.unflatten(1, (-1, groups)).sum(2)
