@@ -28,7 +28,7 @@ from storage import store
 from tqdm import tqdm
 
 import hf_relpos
-from hf_relpos.attention.backends import BackendRefusal
+from hf_relpos.attention.backends import BackendRefusal, backends_for
 
 LENGTHS = [512, 1024, 2048]
 
@@ -88,7 +88,9 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add_common_flags(parser)
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=DTYPES[:1], help="one result file for each")
     parser.add_argument("--encodings", nargs="+", choices=encodings, default=encodings, metavar="NAME", help="methods")
-    parser.add_argument("--backends", nargs="+", choices=backends, default=backends, metavar="NAME", help="backends")
+    parser.add_argument(
+        "--backends", nargs="+", choices=backends, metavar="NAME", help="all that run here unless given"
+    )
     parser.add_argument("--batch", type=positive, default=defaults.batch, help="B")
     parser.add_argument("--heads", type=positive, default=defaults.heads, help="H")
     parser.add_argument("--head-dim", type=positive, default=defaults.head_dim, help="D")
@@ -106,11 +108,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     given = sys.argv[1:] if argv is None else list(argv)
     arguments = parse(given)
     device = find_device(arguments.device)
+    backends = arguments.backends or backends_for(device)
     effort = Effort(arguments.rounds, arguments.max_rounds, arguments.seconds)
     for dtype in arguments.dtypes:
         setting = Setting(device, dtype, arguments.batch, arguments.heads, arguments.head_dim)
         machine, begin = describe_machine(device), time.monotonic()
-        rows = measure_all(setting, arguments.lengths, arguments.encodings, arguments.backends, effort)
+        rows = measure_all(setting, arguments.lengths, arguments.encodings, backends, effort)
         results = Results(
             command=shlex.join(["python", "benchmarks/attention.py", *given]),
             finished=datetime.now(UTC).isoformat(timespec="seconds"),

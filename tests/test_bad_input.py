@@ -93,7 +93,10 @@ def test_heads_that_do_not_divide():
         ({"attention_mask": torch.ones(6)}, r"attention_mask has shape \[6\]"),
         ({"window": 0}, r"window=0 is not valid"),
         ({"dropout_p": 1.5}, r"dropout_p=1.5 is not valid"),
-        ({"backend": "fast"}, r"unknown backend 'fast'; valid backends: auto, eager, linear_memory, sdpa"),
+        (
+            {"backend": "fast"},
+            r"unknown backend 'fast'; valid backends: auto, eager, flex, linear_memory, sdpa, triton",
+        ),
         (
             {"backend": "sdpa", "return_weights": True},
             r"cannot run this call: attention weights .* Backends that can: eager",

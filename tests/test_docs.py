@@ -141,8 +141,9 @@ def test_the_readme_tells_of_methods_and_backends_what_they_say_themselves():
         if not a.ok
     }
     assert said == {
-        *((backend, name) for backend in ("sdpa", "flex") for name in ("shaw", "relation")),
+        *((backend, name) for backend in ("sdpa", "flex", "triton") for name in ("shaw", "relation")),
         *(("flex", name) for name in ("transformer_xl", "fire")),
+        ("triton", "fire"),
     }
 
 

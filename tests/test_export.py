@@ -87,7 +87,7 @@ def test_flattened_text_has_no_other_relative_import():
             assert source.parent.name in EXPORT_PACKAGES
             for line in flatten(source).splitlines():
                 if line.lstrip().startswith("from ."):
-                    assert line.startswith("from .relpos_"), f"{source.name}: {line}"
+                    assert line.lstrip().startswith("from .relpos_"), f"{source.name}: {line}"
 
 
 USER_ENCODING = """

@@ -26,7 +26,7 @@ from transformers.initialization import guard_torch_init_functions
 
 import hf_relpos
 from hf_relpos.attention.attend import attend
-from hf_relpos.attention.backends import BACKENDS, BackendRefusal
+from hf_relpos.attention.backends import BackendRefusal, backends_for
 from hf_relpos.attention.call import Mask
 from hf_relpos.attention.functional import optional_inputs
 from hf_relpos.encodings.build import build_encoding
@@ -37,6 +37,8 @@ from hf_relpos.encodings.registry import registered_encodings
 from hf_relpos.encodings.terms import PairFunction
 
 CASES = all_cases()
+# the others are asked where they run: triton by tests/interpreted.py
+BACKENDS = backends_for("cpu")
 every_case = pytest.mark.parametrize("case", CASES, ids=label)
 LENGTH = 11
 
@@ -173,7 +175,10 @@ def test_equals_the_oracle_in_outputs_and_gradients(case):
                 continue
         if refusal:
             added = contribution(encoding, query, key, Positions.consecutive(LENGTH, LENGTH))
-            assert added.value_terms or added.row_maps or (backend == "flex" and more_than_numbers(added.score_terms))
+            no_kernel = "there is no kernel for" in refusal or (
+                backend == "flex" and more_than_numbers(added.score_terms)
+            )
+            assert added.value_terms or added.row_maps or no_kernel
             assert backend != "eager"
             continue
         torch.testing.assert_close(output, expected, **exact, msg=lambda text, name=backend: f"{name}: {text}")

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import hf_relpos
-from hf_relpos.attention.backends import BACKENDS, BackendRefusal
+from hf_relpos.attention.backends import BACKENDS, BackendRefusal, backends_for
 from hf_relpos.encodings.encoding import Encoding
 from hf_relpos.encodings.options import EncodingOptions, option_table
 from hf_relpos.encodings.registry import _REGISTRY, register_encoding
@@ -33,7 +33,8 @@ def test_backends_do_what_they_say(answers):
         "relation_ids": torch.zeros(1, LENGTH, LENGTH, dtype=torch.long),
     }
     for answer in answers:
-        if answer.kind != "backend":
+        # what the machine lacks is not asked about
+        if answer.kind != "backend" or answer.name not in backends_for("cpu"):
             continue
         causal = DIRECTIONS[answer.where]
         try:
@@ -47,6 +48,15 @@ def test_backends_do_what_they_say(answers):
             refusal = str(error)
         assert answer.ok == (refusal == ""), f"{answer}: {refusal}"
         assert all(reason in refusal for reason in answer.reasons)
+
+
+def test_backends_that_are_elsewhere_say_what_is_missing(answers):
+    assert any(answer.ok for answer in answers if answer.name == "triton")
+    elsewhere = set(BACKENDS) - set(backends_for("cpu"))
+    query = torch.randn(1, 4, LENGTH, 8)
+    for name in elsewhere:
+        with pytest.raises(BackendRefusal, match="triton"):
+            hf_relpos.attention(query, query, query, backend=name)
 
 
 @pytest.mark.parametrize("family", sorted(ARCHITECTURES))
@@ -96,7 +106,7 @@ def test_what_was_not_measured_is_said_so(answers):
         assert answer.note == note
         assert answer.to_dict()["note"] == note
     assert notes(answers) == {name: backend.note for name, backend in BACKENDS.items() if backend.note}
-    assert "not measured on a GPU yet" in notes(answers)["flex"]
+    assert all("not measured on a GPU yet" in notes(answers)[name] for name in ("flex", "triton"))
 
 
 def test_some_method_is_refused_by_some_backend(answers):

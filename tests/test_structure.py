@@ -59,7 +59,7 @@ def test_encodings_import_torch_only():
     """And one of them transformers: its formulas for scaling rotations are used, not written again."""
     for package, extra in (
         ("encodings", set()),
-        ("attention", set()),
+        ("attention", {"triton"}),
         ("models", {"transformers", "safetensors", "huggingface_hub"}),
     ):
         for path in modules(package):

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from .call import AttentionCall
@@ -17,6 +18,10 @@ from .linear_memory import run as linear_memory_run
 from .linear_memory import suits as linear_memory_suits
 from .sdpa import objections as sdpa_objections
 from .sdpa import run as sdpa_run
+from .triton import missing as triton_missing
+from .triton import objections as triton_objections
+from .triton import run as triton_run
+from .triton import suits as triton_suits
 
 logger = logging.getLogger(__name__)
 
@@ -24,13 +29,19 @@ logger = logging.getLogger(__name__)
 @dataclass(frozen=True)
 class Backend:
     """A way to compute attention: ``objections(call)`` lists why it will not, ``run(call)`` gives ``[B, Tq, H, Dv]`` and weights or None, ``suits(call)``
-    tells "auto" whether it is a good choice where it can. ``note``: what must be known of it, or why "auto" does not take it."""
+    tells "auto" whether it is a good choice where it can. ``missing(device)`` lists what the machine lacks to run it on tensors there, whatever the call;
+    ``note``: what must be known of it, or why "auto" does not take it."""
 
     name: str
     objections: Callable[[AttentionCall], list[str]]
     run: Callable[[AttentionCall], tuple[Tensor, Tensor | None]]
     suits: Callable[[AttentionCall], bool] = lambda call: True
     note: str = ""
+    missing: Callable[[torch.device], list[str]] = lambda device: []
+
+    def refusals(self, call: AttentionCall) -> list[str]:
+        """All reasons not to run ``call`` here."""
+        return self.missing(call.query.device) + self.objections(call)
 
 
 _FLEX_NOTE = "not measured on a GPU yet; on a CPU it holds all scores and has no backward pass"
@@ -41,6 +52,9 @@ BACKENDS: dict[str, Backend] = {
     "sdpa": Backend("sdpa", sdpa_objections, sdpa_run),
     "flex": Backend("flex", flex_objections, flex_run, flex_suits, _FLEX_NOTE),
     "eager": Backend("eager", eager_objections, eager_run),
+    "triton": Backend(
+        "triton", triton_objections, triton_run, triton_suits, "not measured on a GPU yet", triton_missing
+    ),
 }
 
 _announced: set[tuple[str, ...]] = set()
@@ -55,6 +69,11 @@ def list_backends() -> list[str]:
     return sorted(BACKENDS)
 
 
+def backends_for(device: torch.device | str) -> list[str]:
+    """Names of those that this machine can run on tensors of ``device``."""
+    return [name for name, backend in BACKENDS.items() if not backend.missing(torch.device(device))]
+
+
 def choose(name: str, call: AttentionCall) -> Backend:
     """The backend called ``name``; for ``"auto"`` the first that has no objection and suits the call, logged once for each outcome.
 
@@ -63,7 +82,7 @@ def choose(name: str, call: AttentionCall) -> Backend:
     if name == "auto":
         refused: list[str] = []
         for backend in BACKENDS.values():
-            reasons = backend.objections(call)
+            reasons = backend.refusals(call)
             if not reasons and not backend.suits(call):
                 reasons = [backend.note or "it is not the faster choice here"]
             if not reasons:
@@ -73,9 +92,9 @@ def choose(name: str, call: AttentionCall) -> Backend:
         raise BackendRefusal(f"no backend can run this call: {' | '.join(refused)}")
     if name not in BACKENDS:
         raise ValueError(f"unknown backend {name!r}; valid backends: auto, {', '.join(list_backends())}")
-    reasons = BACKENDS[name].objections(call)
+    reasons = BACKENDS[name].refusals(call)
     if reasons:
-        able = [other.name for other in BACKENDS.values() if not other.objections(call)]
+        able = [other.name for other in BACKENDS.values() if not other.refusals(call)]
         raise BackendRefusal(
             f"backend {name!r} cannot run this call: {'; '.join(reasons)}. Backends that can: {', '.join(able)}"
         )
