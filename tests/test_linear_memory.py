@@ -12,7 +12,7 @@ from hf_relpos.attention.call import AttentionCall, Mask
 from hf_relpos.attention.functional import optional_inputs
 from hf_relpos.encodings.inputs import Contribution, EncodingInputs
 from hf_relpos.encodings.positions import Positions
-from hf_relpos.encodings.terms import DistanceTable, QueryBuckets
+from hf_relpos.encodings.terms import DistanceTable, PairBuckets, QueryBuckets
 
 CASES = all_cases()
 every_case = pytest.mark.parametrize("case", CASES, ids=label)
@@ -271,7 +271,9 @@ def test_auto_takes_it_where_it_is_the_better_choice(monkeypatch):
     positions = Positions.consecutive(64, 64)
     table = DistanceTable(torch.zeros(12, 127), positions)
     content = QueryBuckets(torch.zeros(1, 12, 64, 4), torch.zeros(127, 4), None, positions)
+    pairs = PairBuckets(torch.zeros(1, 12, 64, 2), torch.zeros(1, 64, 64, dtype=torch.long))
     # distances: always; what must be recomputed for its gradient: only where scores are many; a single query: always
+    assert choose("auto", call(64, terms=(pairs,))) is dense
     assert choose("auto", call(64, terms=(table,))) is linear
     assert choose("auto", call(64, terms=(content,))) is linear
     assert choose("auto", call(64, terms=(table,), dropout=0.1)) is linear
