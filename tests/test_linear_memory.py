@@ -272,16 +272,20 @@ def test_auto_takes_it_where_it_is_the_better_choice(monkeypatch):
     table = DistanceTable(torch.zeros(12, 127), positions)
     content = QueryBuckets(torch.zeros(1, 12, 64, 4), torch.zeros(127, 4), None, positions)
     pairs = PairBuckets(torch.zeros(1, 12, 64, 2), torch.zeros(1, 64, 64, dtype=torch.long))
-    # distances: always; what must be recomputed for its gradient: only where scores are many; a single query: always
-    assert choose("auto", call(64, terms=(pairs,))) is dense
-    assert choose("auto", call(64, terms=(table,))) is linear
-    assert choose("auto", call(64, terms=(content,))) is linear
-    assert choose("auto", call(64, terms=(table,), dropout=0.1)) is linear
-    assert choose("auto", call(4096, terms=(content,))) is linear
+    # by distance: from the crossovers on; what must be recomputed for its gradient: only where scores are many; a handful of queries: always
+    assert choose("auto", call(512, terms=(table,))) is linear
+    assert choose("auto", call(511, terms=(table,))) is dense
+    assert choose("auto", call(1024, terms=(content,))) is linear
+    assert choose("auto", call(1023, terms=(content,))) is dense
+    assert choose("auto", call(1023, terms=(table,), dropout=0.1)) is dense
+    assert choose("auto", call(1024, terms=(table,), dropout=0.1)) is linear
+    assert choose("auto", call(2048, terms=(pairs,))) is dense
+    assert choose("auto", call(4096, terms=(pairs,))) is linear
     assert choose("auto", call(64, 1, terms=(content,))) is linear
     assert choose("auto", call(64, 1, terms=(table,), dtype=torch.bfloat16)) is linear
     with torch.no_grad():
-        assert choose("auto", call(64, terms=(content,))) is linear
+        assert choose("auto", call(256, terms=(pairs,))) is linear
+        assert choose("auto", call(255, terms=(content,))) is dense
 
 
 @pytest.mark.parametrize(

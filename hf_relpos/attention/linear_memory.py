@@ -28,6 +28,9 @@ from .sdpa import attend_block as sdpa_block
 
 # scores of one call beyond which "auto" spares them whatever it costs: half a GiB in float32, and several copies are held for a gradient
 MANY_SCORES = 2**27
+# keys from which "auto" takes this backend on a CPU, without and with gradients: where all that is added are numbers by distance or key, and where it is more
+# (benchmarks/crossovers.py measures them)
+CROSSOVERS = {"numbers": (256, 512), "vectors": (256, 1024)}
 
 
 def objections(call: AttentionCall) -> list[str]:
@@ -43,20 +46,23 @@ def objections(call: AttentionCall) -> list[str]:
 
 
 def suits(call: AttentionCall) -> bool:
-    """Whether this is the backend to take where dense ones run too: on a CPU for all that depends on distance and for what is not learned, and wherever
-    scores are many.
+    """Whether this is the backend to take where dense ones run too: on a CPU from the number of keys in ``CROSSOVERS`` on, and wherever scores are many.
 
     Blocks that are recomputed for their gradient take longer than dense scores that fit in memory; a compiler sees blocks only.
     """
+    keys = call.key.shape[2]
     if call.query.shape[2] <= FEW_QUERIES:
         return call.query.device.type == "cpu"
-    scores = call.query.shape[0] * call.query.shape[1] * call.query.shape[2] * call.key.shape[2]
-    if scores > MANY_SCORES:
+    if call.query.shape[0] * call.query.shape[1] * call.query.shape[2] * keys > MANY_SCORES:
         return True
     if call.query.device.type != "cpu" or torch.compiler.is_compiling():
         return False
-    by_distance = all(isinstance(term, _BY_DISTANCE) for term in (*call.score_terms, *call.value_terms))
-    return by_distance or not torch.is_grad_enabled()
+    terms = (*call.score_terms, *call.value_terms)
+    numbers = all(isinstance(term, (DistanceTable, KeyVector)) for term in terms) and not call.dropout
+    forward, with_gradient = CROSSOVERS["numbers" if numbers else "vectors"]
+    if not torch.is_grad_enabled():
+        return keys >= forward
+    return keys >= with_gradient and all(isinstance(term, _BY_DISTANCE) for term in terms)
 
 
 def run(call: AttentionCall) -> tuple[Tensor, None]:
