@@ -138,12 +138,14 @@ def load_model(arguments: ModelArguments, head: str, tokenizer: Any = None, **co
         if arguments.from_scratch
         else _pretrained(arguments, head, config)
     )
+    new_tokens = range(0)
     if tokenizer is not None:
-        if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+        new_tokens = range(model.get_input_embeddings().num_embeddings, len(tokenizer))
+        if new_tokens:
             model.resize_token_embeddings(len(tokenizer))
         if model.config.pad_token_id is None:
             model.config.pad_token_id = tokenizer.pad_token_id
-    return model if arguments.lora_rank is None else _with_lora(model, fresh, arguments)
+    return model if arguments.lora_rank is None else _with_lora(model, fresh, new_tokens, arguments)
 
 
 def check_length(model: Any, max_length: int, name: str = "max_length") -> None:
@@ -226,8 +228,8 @@ def _from_scratch(arguments: ModelArguments, head: str, tokenizer: Any, config: 
 _NOT_VALUES = ("model_type", "architectures", "auto_map", "transformers_version", "torch_dtype", "dtype")
 
 
-def _with_lora(model: Any, fresh: set[str], arguments: ModelArguments) -> Any:
-    """``model`` with low-rank updates; encodings and modules whose weights are new are trained whole."""
+def _with_lora(model: Any, fresh: set[str], new_tokens: range, arguments: ModelArguments) -> Any:
+    """``model`` with low-rank updates; encodings, modules whose weights are new and the vectors of ``new_tokens`` are trained whole."""
     try:
         import peft
     except ImportError:
@@ -246,6 +248,7 @@ def _with_lora(model: Any, fresh: set[str], arguments: ModelArguments) -> Any:
         lora_dropout=arguments.lora_dropout,
         target_modules=targets[0] if targets == ["all-linear"] else targets,
         modules_to_save=sorted(whole) or None,
+        trainable_token_indices=list(new_tokens) or None,
     )
     return peft.get_peft_model(model, settings)
 
