@@ -10,6 +10,7 @@ similarities of passages, of --short and --long tokens, with those of the origin
 import argparse
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,8 +86,8 @@ def measure(original: Any, converted: Any, stream: TokenStream, arguments: argpa
     return found
 
 
-def main() -> None:
-    """Fit each encoding and print the table."""
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The flags; a wrong one ends the program with status 2 and the valid values."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--text", required=True, help="text to fit on")
     parser.add_argument("--unseen", required=True, help="text to compare on")
@@ -98,7 +99,12 @@ def main() -> None:
     parser.add_argument("--short", type=int, default=32, help="tokens of a sentence")
     parser.add_argument("--long", type=int, default=256, help="tokens of a passage")
     parser.add_argument("--output", type=Path, help="JSON file for all numbers")
-    arguments = parser.parse_args()
+    return parser.parse_args(argv)
+
+
+def main() -> None:
+    """Fit each encoding and print the table."""
+    arguments = parse()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
 
