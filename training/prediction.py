@@ -65,7 +65,8 @@ def generate(
 
     ``max_length``: how many ``input_ids`` the model reads. ``settings`` of ``model.generate`` override those of ``model.generation_config``.
     """
-    two = bool(model.config.is_encoder_decoder)
+    # what wraps a model on several processes has no config
+    two = bool(accelerator.unwrap_model(model).config.is_encoder_decoder)
 
     def collate(batch: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         side = "right" if two else "left"
