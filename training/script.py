@@ -115,8 +115,13 @@ def _leave(
     accelerator.wait_for_everyone()
 
 
-def main(cls: type, prepare: Callable[[Any, Accelerator], Task], description: str | None) -> None:
-    """Entry point of a script: status 0 done, or stopped by SIGTERM with a checkpoint written; 1 the run could not be made (one line says
+def main(
+    cls: type,
+    prepare: Callable[[Any, Accelerator], Task],
+    description: str | None,
+    run: Callable[[Any, Callable[[Any, Accelerator], Task]], Any] = run,
+) -> None:
+    """Entry point of a script, which calls ``run(arguments, prepare)``: status 0 done, or stopped by SIGTERM with a checkpoint written; 1 the run could not be made (one line says
     why); 2 wrong usage."""
     arguments: Any = parse_arguments(cls, description=(description or "").splitlines()[0])
     name = Path(sys.argv[0]).name
