@@ -8,9 +8,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 Row = dict[str, Any]
+# a row as it is in one epoch, such as with tokens masked, and what it may draw from
+Vary = Callable[[Row, np.random.Generator], Row]
 
 
 @dataclass(frozen=True)
@@ -58,8 +61,29 @@ def batches_of(
     epoch: int,
     lengths: Sequence[int] | None,
     grouped: bool,
+    vary: Vary | None = None,
 ) -> Iterator[list[Row]]:
-    """The batches of an epoch, read as they are asked for. ``lengths`` are those of rows in memory when they are ``grouped`` by length."""
+    """The batches of an epoch, read as they are asked for. ``lengths`` are those of rows in memory when they are ``grouped`` by length.
+
+    ``vary`` is given each row with random numbers that follow from seed, epoch and the row's place alone, whatever was drawn before.
+    """
+    found = _plain_batches(rows, batch_size, seed=seed, epoch=epoch, lengths=lengths, grouped=grouped)
+    if vary is None:
+        yield from found
+        return
+    for number, batch in enumerate(found):
+        yield [vary(row, np.random.default_rng((seed, epoch, number, place))) for place, row in enumerate(batch)]
+
+
+def _plain_batches(
+    rows: Sequence[Row] | Stream,
+    batch_size: int,
+    *,
+    seed: int,
+    epoch: int,
+    lengths: Sequence[int] | None,
+    grouped: bool,
+) -> Iterator[list[Row]]:
     if not isinstance(rows, Stream):
         for chosen in epoch_batches(len(rows), batch_size, seed=seed, epoch=epoch, lengths=lengths):
             yield [rows[row] for row in chosen]

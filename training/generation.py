@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from arguments import option
+from arguments import option, parse_numbers
 from batches import Row, Stream
 from checkpoints import RunError
 from collating import blocks, pack, pad, pad_packed
@@ -94,13 +94,7 @@ class GenerationArguments(ModelArguments, DataArguments, LoopArguments, ResultAr
     @property
     def lengths(self) -> list[int]:
         """The lengths at which perplexity is measured, max_length among them; ValueError when the argument is no list of numbers."""
-        try:
-            given = [int(word) for word in self.eval_lengths.split(",")] if self.eval_lengths else []
-        except ValueError:
-            raise ValueError(
-                f"eval_lengths={self.eval_lengths!r} is not valid: give numbers of tokens, such as 256,1024"
-            ) from None
-        return sorted({self.max_length, *given})
+        return sorted({self.max_length, *parse_numbers("eval_lengths", self.eval_lengths)})
 
     @property
     def generated(self) -> int | None:

@@ -21,7 +21,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration, TorchDynamoPlugin, set_seed
 from arguments import Arguments, option
-from batches import Row, Stream, batches_of, row_lengths, steps_of
+from batches import Row, Stream, Vary, batches_of, row_lengths, steps_of
 from checkpoints import (
     RunError,
     fingerprint,
@@ -140,7 +140,8 @@ class TrainingLoop:
 
     ``collate`` makes a batch of tensors that the model takes and answers with a ``loss``, a mean; ``weigh`` tells over how many things, so
     that the loss of a step is the mean over all of its batches, whatever they hold. ``evaluate(model, accelerator)`` gives metrics by
-    name, of which ``best_metric`` chooses the model that is kept. ``eval_rows`` are what it evaluates on, so that a run is not resumed with others.
+    name, of which ``best_metric`` chooses the model that is kept. ``eval_rows`` are what it evaluates on, so that a run is not resumed with others. ``vary``
+    makes of a row what it is in an epoch; see :func:`batches.batches_of`.
     """
 
     def __init__(
@@ -156,11 +157,12 @@ class TrainingLoop:
         *,
         greater_is_better: bool = True,
         weigh: Callable[[dict[str, torch.Tensor]], int] = row_weight,
+        vary: Vary | None = None,
     ):
         self.arguments, self.accelerator = arguments, accelerator
         self.folder = Path(arguments.output_dir)
         self.evaluate, self.best_metric, self.greater_is_better = evaluate, best_metric, greater_is_better
-        self.rows, self.eval_rows, self.collate, self.weigh = rows, eval_rows, collate, weigh
+        self.rows, self.eval_rows, self.collate, self.weigh, self.vary = rows, eval_rows, collate, weigh, vary
         self.batches_per_step = arguments.gradient_accumulation_steps * accelerator.num_processes
         self.steps_per_epoch = self._steps_per_epoch()
         self.max_steps = arguments.max_steps or max(1, math.ceil(arguments.epochs * (self.steps_per_epoch or 0)))
@@ -273,6 +275,7 @@ class TrainingLoop:
             epoch=self.epoch,
             lengths=self.lengths,
             grouped=arguments.group_by_length,
+            vary=self.vary,
         )
         self.model.train()
         for step in steps_of(batches, self.batches_per_step, self.epoch_step):

@@ -152,7 +152,10 @@ def check_length(model: Any, max_length: int, name: str = "max_length") -> None:
     """Raise :class:`RunError` when ``model`` cannot read ``max_length`` tokens."""
     readable = hf_relpos.window_length(model)
     if readable is not None and max_length > readable:
-        raise RunError(f"{name}={max_length} is more than the {readable} tokens that the model reads")
+        raise RunError(
+            f"{name}={max_length} is more than the {readable} tokens that the model reads, where its table of positions ends; "
+            "rel_pos with absolute=drop and an encoding without such a table reads longer texts"
+        )
 
 
 def _chosen(arguments: ModelArguments) -> dict[str, Any]:
@@ -176,6 +179,8 @@ def _pretrained(arguments: ModelArguments, head: str, config: dict[str, Any]) ->
     """The model, and the names of the weights that the checkpoint does not have."""
     source = resolve_model(arguments.model)
     options = {**_chosen(arguments), **config, "output_loading_info": True}
+    # a checkpoint that was trained to tell other classes apart gets a new head
+    options["ignore_mismatched_sizes"] = "num_labels" in config
     if head == "CausalLM" and hasattr(AutoConfig.from_pretrained(source), "is_decoder"):
         options["is_decoder"] = True
     if arguments.rel_pos is None:
@@ -183,7 +188,7 @@ def _pretrained(arguments: ModelArguments, head: str, config: dict[str, Any]) ->
     else:
         cls = hf_relpos.auto_class(AutoConfig.from_pretrained(source), head)
         model, info = cls.from_pretrained(source, rel_pos=_rel_pos(arguments), absolute=arguments.absolute, **options)
-    return model, set(info["missing_keys"])
+    return model, {*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])}
 
 
 def _from_scratch(arguments: ModelArguments, head: str, tokenizer: Any, config: dict[str, Any]) -> tuple[Any, set[str]]:

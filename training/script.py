@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from arguments import as_scalars, parse_arguments
-from batches import Row, Stream
+from batches import Row, Stream, Vary
 from checkpoints import RunError, check_folder, prepare_folder
 from distribution import whole_model
 from loop import Stopped, TrainingLoop, make_accelerator, row_weight
@@ -32,7 +32,8 @@ class Task:
     ``name`` is the Hub's name of the task. ``rows`` are training features, dicts with ``input_ids``, or a stream of them; ``collate`` makes a
     batch of them. ``evaluate(model, accelerator)`` is called on every process, with gradients off, and gives the same everywhere; ``headline`` is the metric that
     chooses the best model. ``eval_rows`` are what it evaluates on, ``dataset`` what the card calls them. ``weigh`` tells over how many things the loss of a
-    batch is the mean: rows, or :func:`loop.target_weight` and :func:`loop.next_token_weight` for losses over labels.
+    batch is the mean: rows, or :func:`loop.target_weight` and :func:`loop.next_token_weight` for losses over labels. ``vary(row, random)`` makes of a training row
+    what it is in an epoch, such as with other tokens masked.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Task:
     eval_rows: Sequence[Any] = field(default=())
     greater_is_better: bool = True
     weigh: Callable[[dict[str, torch.Tensor]], int] = row_weight
+    vary: Vary | None = None
 
 
 def run(arguments: Any, prepare: Callable[[Any, Accelerator], Task]) -> dict[str, float]:
@@ -77,6 +79,7 @@ def run(arguments: Any, prepare: Callable[[Any, Accelerator], Task]) -> dict[str
         eval_rows=task.eval_rows,
         greater_is_better=task.greater_is_better,
         weigh=task.weigh,
+        vary=task.vary,
     )
     if arguments.tracker != "none":
         accelerator.init_trackers(task.name, config=as_scalars(arguments))

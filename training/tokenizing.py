@@ -113,14 +113,20 @@ def marks(tokenizer: Any) -> tuple[str, str]:
     return start, end
 
 
+def put_around(tokenizer: Any) -> tuple[list[int], list[int]]:
+    """The tokens that ``tokenizer`` puts before a text, and those after it."""
+    bare, whole = (list(tokenizer("a", add_special_tokens=special)["input_ids"]) for special in (False, True))
+    first = next(place for place in range(len(whole)) if whole[place : place + len(bare)] == bare)
+    return whole[:first], whole[first + len(bare) :]
+
+
 def end_texts_with(tokenizer: Any, mark: str) -> None:
     """Let ``tokenizer`` put the token ``mark`` after each text, behind all that it puts there, unless it does so already. It is saved so."""
-    bare, around = (tokenizer("a", add_special_tokens=special)["input_ids"] for special in (False, True))
-    if around[-1:] == [tokenizer.convert_tokens_to_ids(mark)]:
+    around = put_around(tokenizer)
+    if around[1][-1:] == [tokenizer.convert_tokens_to_ids(mark)]:
         return
     # what it puts there itself, written out: templates cannot follow each other
-    first = next(place for place in range(len(around)) if around[place : place + len(bare)] == bare)
-    before, after = (tokenizer.convert_ids_to_tokens(ids) for ids in (around[:first], around[first + len(bare) :]))
+    before, after = (tokenizer.convert_ids_to_tokens(ids) for ids in around)
     second = [f"{token}:1" for token in (*after, mark)]
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
         single=[*before, "$A", *after, mark],
