@@ -258,7 +258,7 @@ def test_runs_that_cannot_be_end_with_one_line(files, tmp_path, monkeypatch, cap
     [
         (["--mask_shere", "1"], "the flag 'mask_shere' is unknown; did you mean 'mask_share'?"),
         (["--mask_share", "1"], "mask_share=1.0 is not valid: it must be between 0 and 1"),
-        (["--eval_lengths", "long"], "eval_lengths='long' is not valid: give numbers with commas between them"),
+        (["--eval_lengths", "long"], "eval_lengths='long' is not valid: give numbers of tokens, such as"),
         (["--eval_lengths", "4"], "eval_lengths='4' is not valid: it must be of at least 8 each"),
         (["--document_start", "("], "document_start='(' is not valid: no regular expression"),
     ],

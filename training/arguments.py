@@ -208,10 +208,8 @@ def parse_mapping(name: str, text: str | None) -> dict[str, Any]:
 
 
 def parse_numbers(name: str, text: str | None) -> list[int]:
-    """The numbers that the argument ``name`` lists with commas between them, [] of None; ValueError for anything else."""
+    """The numbers of tokens that the argument ``name`` lists with commas between them, [] of None; ValueError for anything else."""
     try:
         return [int(word) for word in text.split(",")] if text else []
     except ValueError:
-        raise ValueError(
-            f"{name}={text!r} is not valid: give numbers with commas between them, such as 256,1024"
-        ) from None
+        raise ValueError(f"{name}={text!r} is not valid: give numbers of tokens, such as 256,1024") from None

@@ -90,7 +90,8 @@ _UNPACKED = (
 def joined(texts: Iterable[tuple[str, str]], start: str | None, source: str) -> Iterator[tuple[str, list[str]]]:
     """Texts put together to documents, each of which begins with a text that ``start`` finds something in; :class:`DataError` when none does."""
     pattern = None if start is None else re.compile(start)
-    place, lines, found = "", [], pattern is None
+    place, found = "", pattern is None
+    lines: list[str] = []
     for where, text in texts:
         begins = pattern is None or pattern.search(text) is not None
         found = found or begins

@@ -143,6 +143,10 @@ def load_model(arguments: ModelArguments, head: str, tokenizer: Any = None, **co
         new_tokens = range(model.get_input_embeddings().num_embeddings, len(tokenizer))
         if new_tokens:
             model.resize_token_embeddings(len(tokenizer))
+        if not getattr(model.config, "type_vocab_size", 0):
+            # GPT-2 takes them for tokens
+            names = [name for name in tokenizer.model_input_names if name != "token_type_ids"]
+            tokenizer.model_input_names = tokenizer.init_kwargs["model_input_names"] = names
         if model.config.pad_token_id is None:
             model.config.pad_token_id = tokenizer.pad_token_id
     return model if arguments.lora_rank is None else _with_lora(model, fresh, new_tokens, arguments)
