@@ -1,5 +1,8 @@
 """The linear-memory backend where it has several blocks and tiles: equal to the dense oracle, the same bits each time, and linear indeed."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from cases import HEADS, HIDDEN, WIDTH, all_cases, build, extras, label, tensors
@@ -12,7 +15,7 @@ from hf_relpos.attention.call import AttentionCall, Mask
 from hf_relpos.attention.functional import optional_inputs
 from hf_relpos.encodings.inputs import Contribution, EncodingInputs
 from hf_relpos.encodings.positions import Positions
-from hf_relpos.encodings.terms import DistanceTable, PairBuckets, QueryBuckets
+from hf_relpos.encodings.terms import DistanceTable, KeyBuckets, PairBuckets, QueryBuckets
 
 CASES = all_cases()
 every_case = pytest.mark.parametrize("case", CASES, ids=label)
@@ -332,3 +335,136 @@ def test_dropout_leaves_out_the_share_that_it_is_told():
     kept = weights > 0
     torch.testing.assert_close(weights[kept], torch.full_like(weights[kept], 1 / (1 - share)))
     assert abs(kept.double().mean() - (1 - share)) < 4 * (share * (1 - share) / length**2) ** 0.5
+
+
+LAYOUTS = {
+    "transposed": lambda x: x.mT.contiguous().mT,
+    "every second": lambda x: x.repeat_interleave(2, dim=-1)[..., ::2],
+    "heads inside": lambda x: x.transpose(1, 2).contiguous().transpose(1, 2),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", ["t5", "relative_key_query", "fox", "none"])
+def test_any_layout_of_its_inputs(name, layout):
+    encoding = build({"type": name}, True)
+    results = []
+    for backend, lay in (("eager", lambda x: x), ("linear_memory", LAYOUTS[layout])):
+        inputs = [lay(x).detach().requires_grad_() for x in tensors(LENGTH, LENGTH)]
+        output = hf_relpos.attention(*inputs, encoding, is_causal=True, backend=backend, **extras(LENGTH))
+        results.append((output, *gradients(output, [*inputs, *encoding.parameters()])))
+    torch.testing.assert_close(results[1], results[0], rtol=0, atol=1e-11)
+
+
+@pytest.mark.parametrize("clip", [(-2, 0), (0, 2), (-3, 3), (-9, -4), (4, 9)])
+@pytest.mark.parametrize("options", [{}, {"causal": True}, {"window": 7}, {"causal": True, "window": 9}], ids=str)
+@pytest.mark.parametrize("term", [QueryBuckets, KeyBuckets])
+def test_tables_whose_edges_lie_anywhere(term, clip, options):
+    positions = Positions.consecutive(LENGTH, LENGTH)
+    bucket = positions.distances().clamp(*clip) - clip[0]
+    results = []
+    for name in ("eager", "linear_memory"):
+        query, key, value = (x.requires_grad_() for x in tensors(LENGTH, LENGTH))
+        table = torch.randn(clip[1] - clip[0] + 1, WIDTH, generator=torch.Generator().manual_seed(2), dtype=query.dtype)
+        table.requires_grad_()
+        terms = (term(query if term is QueryBuckets else key, table, bucket, positions),)
+        call = AttentionCall(query, key, value, Mask(positions, **options), 0.3, terms)
+        output = BACKENDS[name].run(call)[0]
+        results.append((output, *gradients(output, [query, key, value, table])))
+    torch.testing.assert_close(results[1], results[0], rtol=0, atol=1e-11)
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"attention_mask": torch.zeros(2, LENGTH)}, {"is_causal": True, "key_offset": 50}]
+)
+@pytest.mark.parametrize("name", ["t5", "shaw", "none", "relation"])
+def test_where_nothing_is_seen_gradients_are_zero(name, arguments):
+    query, key, value = (x.requires_grad_() for x in tensors(LENGTH, LENGTH))
+    arguments = {"query_offset": 0, **extras(LENGTH), **arguments}
+    encoding = build({"type": name}, arguments.get("is_causal", False))
+    output = hf_relpos.attention(query, key, value, encoding, backend="linear_memory", **arguments)
+    assert not output.any()
+    output.sum().backward()
+    assert not any(x.grad.any() for x in (query, key, value))
+
+
+@pytest.mark.parametrize("name", ["t5", "relative_key_query", "fox"])
+def test_gradients_of_gradients_are_refused(name):
+    encoding = build({"type": name}, True)
+    query, key, value = (x.requires_grad_() for x in tensors(LENGTH, LENGTH))
+    output = hf_relpos.attention(query, key, value, encoding, is_causal=True, backend="linear_memory", **extras(LENGTH))
+    with pytest.raises(RuntimeError, match="create_graph"):
+        torch.autograd.grad(output.sum(), query, create_graph=True)
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_gates_learn_as_exactly_as_in_eager(dtype, padded):
+    """Their gradients are sums over the whole text: what rounding leaves of each number must cancel there."""
+    length, found = 300, {}
+    for name, precision in (("exact", torch.float64), ("eager", dtype), ("linear_memory", dtype)):
+        encoding = build({"type": "fox"}, True, dtype=torch.float64).to(precision)
+        generator = torch.Generator().manual_seed(3)
+        shapes = (*[(1, HEADS, length, WIDTH)] * 3, (1, length, HIDDEN))
+        query, key, value, states = (
+            torch.randn(shape, generator=generator).to(dtype).to(precision).requires_grad_() for shape in shapes
+        )
+        mask = torch.ones(1, length)
+        mask[:, :9] = 0 if padded else 1
+        output = hf_relpos.attention(
+            query,
+            key,
+            value,
+            encoding,
+            is_causal=True,
+            attention_mask=mask,
+            hidden_states=states,
+            backend="eager" if name == "exact" else name,
+        )
+        found[name] = [x.double() for x in gradients(output, list(encoding.parameters()))]
+    for exact, eager, ours in zip(found["exact"], found["eager"], found["linear_memory"], strict=True):
+        assert (ours - exact).norm() <= 3 * (eager - exact).norm() + 1e-6 * exact.norm()
+
+
+@pytest.mark.parametrize("name", ["t5", "fox", "relative_key_query", "none"])
+def test_scales_that_are_no_usual_ones(name):
+    encoding = build({"type": name}, True)
+    for scale in (0.0, -0.3, 2.0):
+        outputs = []
+        for backend in ("eager", "linear_memory"):
+            query, key, value = (x.requires_grad_() for x in tensors(LENGTH, LENGTH))
+            output = hf_relpos.attention(
+                query, key, value, encoding, is_causal=True, scale=scale, backend=backend, **extras(LENGTH)
+            )
+            outputs.append((output, *gradients(output, [query, key, value, *encoding.parameters()])))
+        torch.testing.assert_close(outputs[1], outputs[0], rtol=0, atol=1e-10)
+
+
+def test_nearly_everything_dropped_is_still_a_number():
+    output = hf_relpos.attention(*tensors(LENGTH, LENGTH), dropout_p=1 - 1e-9, backend="linear_memory")
+    assert output.isfinite().all()
+
+
+FIRST_USES = {
+    "inference": "with torch.inference_mode(): call()",
+    "checkpoint": "torch.utils.checkpoint.checkpoint(call, *leaves, use_reentrant=False).sum().backward()",
+    "math": "from torch.nn.attention import SDPBackend, sdpa_kernel\nwith sdpa_kernel(SDPBackend.MATH): call()",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("use", FIRST_USES)
+def test_the_first_use_may_be_anywhere(use):
+    """The kernel is tried out once for a process, untouched by what the caller is in the middle of."""
+    code = f"""
+import torch, torch.utils.checkpoint, hf_relpos
+from hf_relpos.attention.by_distance import kernel_works
+encoding = hf_relpos.build_encoding({{"type": "t5"}}, num_heads=2, head_dim=8, causal=True)
+leaves = [torch.randn(1, 2, 20, 8, requires_grad=True) for _ in range(3)]
+def call(*given):
+    return hf_relpos.attention(*(given or leaves), encoding, is_causal=True, backend="linear_memory")
+{FIRST_USES[use]}
+assert kernel_works()
+"""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False)
+    assert ended.returncode == 0, ended.stderr

@@ -21,14 +21,14 @@ key alone (gates), the gradient is what the kernel's own pass gives for a key co
 
 import math
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
-from torch.nn.functional import pad, scaled_dot_product_attention
+from torch.nn.functional import pad
 
 # queries of one call of the kernel, where blocks pay: 8 of them, but never below its own tile
 BLOCKS, SMALLEST_BLOCK = 8, 256
@@ -57,7 +57,12 @@ class Shape:
     @property
     def share_kept(self) -> float:
         """The share of the weights that dropout leaves, of which it knows 65,536 steps."""
-        return 1 - round(self.dropout * 65536) / 65536
+        return 1 - self.steps_dropped / 65536
+
+    @property
+    def steps_dropped(self) -> int:
+        """The share that dropout takes, in steps, of which one at least is left."""
+        return min(round(self.dropout * 65536), 65535)
 
 
 def blind_rows(table: Tensor, keys: int) -> Tensor:
@@ -184,7 +189,8 @@ class _Part:
 
     def segments(self, a: int, z: int, c: int, d: int, shape: Shape) -> Iterator[tuple[int, int, int | None]]:
         """The keys of a block in up to three runs: those for which every query's distance lies beyond the first row of every table of vectors (0), those near
-        (None), those beyond the last row (-1). Far ones are told apart where they are many and all visible."""
+        (None), those beyond the last row (-1). Far ones are told apart where they are many, all visible, and near ones are to
+        every query as well."""
         first, last = c, d
         if shape.bare and not shape.dropout:
             edges = [
@@ -192,9 +198,9 @@ class _Part:
             ]
             first = min(start for start, _ in edges) - (z - 1) + 1
             last = max(stop for _, stop in edges) - a
-            if first - c < FAR_COLS or a + c < shape.low or z + first - 2 > shape.high:
+            if first - c < FAR_COLS or a + c < shape.low or z + first - 1 > shape.high:
                 first = c
-            if d - last < FAR_COLS or a + last < shape.low or z + d - 2 > shape.high:
+            if d - last < FAR_COLS or a + last - 1 < shape.low or z + d - 2 > shape.high:
                 last = d
             first = min(first, d)
             last = max(last, first)
@@ -273,6 +279,13 @@ def _flash(
 
 @cache
 def kernel_works() -> bool:
+    """Whether the kernel does what is meant here, found out once, in a thread of its own: what the caller is in the middle of (a transform, a checkpoint, inference
+    mode) neither changes the answer nor is changed by it."""
+    with ThreadPoolExecutor(1) as alone:
+        return alone.submit(_probe).result()
+
+
+def _probe() -> bool:
     """Whether this PyTorch's kernel, an internal operator, takes strided masks, also with its own causality, and returns what is meant here."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad(), torch.device("cpu"):
@@ -286,11 +299,9 @@ def kernel_works() -> bool:
                 if is_causal:
                     scores = scores.masked_fill(~causal, -torch.inf)
                 output, logsumexp = _flash(query, key, value, mask, is_causal, 0.3)
-                fused = scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=is_causal, scale=0.3)
                 expected = scores.softmax(-1) @ value
                 for ours, theirs in (
                     (output, expected),
-                    (fused, expected),
                     (logsumexp, scores.logsumexp(-1)),
                 ):
                     if not torch.allclose(ours, theirs, rtol=0, atol=1e-12):
@@ -302,8 +313,8 @@ def kernel_works() -> bool:
                 gates = torch.autograd.grad(expected.sum(), leaves)
             shape, (query, key, value, gate) = Shape(0.3, 0.0, True, 0, 0), (x.detach() for x in leaves)
             found = _gate_gradients(query, key, value, gate, output, logsumexp, torch.ones_like(output), shape)
-            for mine, theirs in zip((*found[:3], found[4]), gates, strict=True):
-                if mine is None or not torch.allclose(mine, theirs, rtol=0, atol=1e-12):
+            for mine, theirs in zip(found[:4], gates, strict=True):
+                if not torch.allclose(mine, theirs, rtol=0, atol=1e-12):
                     return False
         except (AttributeError, RuntimeError, TypeError, ValueError):
             return False
@@ -312,7 +323,8 @@ def kernel_works() -> bool:
 
 class TermAttention(torch.autograd.Function):
     """Attention ``[B, H, Tq, D]`` of a region with what is added by distance: ``table`` ``[H, Tq + Tk - 1]``, minus infinity where nothing is seen, ``columns``
-    ``[B, H, Tk]`` by key, and for each of ``shape.kinds`` a factor and a table of vectors. Keys are reversed inside."""
+    ``[B, H, Tk]`` by key, ``rows`` ``[B, H, Tq]`` by query, which the softmax does not see and which get their gradient, a rounding error, because it cancels others where keys and
+    queries have their numbers from one sum, and for each of ``shape.kinds`` a factor and a table of vectors. Keys are reversed inside."""
 
     @staticmethod
     def forward(
@@ -322,6 +334,7 @@ class TermAttention(torch.autograd.Function):
         value: Tensor,
         table: Tensor | None,
         columns: Tensor | None,
+        rows: Tensor | None,
         shape: Shape,
         *flat: Tensor | None,
     ) -> Tensor:
@@ -357,16 +370,26 @@ class TermAttention(torch.autograd.Function):
                 output = output.masked_fill(blind[None, ..., None], 0.0)
                 logsumexp = logsumexp.masked_fill(blind[None], torch.inf)
         ctx.save_for_backward(query, key, value, table, columns, output, logsumexp, *flat)
-        ctx.shape = shape
+        ctx.shape, ctx.rows_learn = shape, rows is not None
         return output
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "the backend 'linear_memory' has no gradient of its gradient (create_graph=True); backends that have: eager, sdpa"
+            )
+        # products of numbers in float32 are not to be rounded because the caller's were
+        with torch.autocast("cpu", enabled=False):
+            return TermAttention._gradients(ctx, gradient)
+
+    @staticmethod
+    def _gradients(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, table, columns, output, logsumexp, *flat = ctx.saved_tensors
         shape: Shape = ctx.shape
         if table is None and not shape.kinds and not shape.dropout:
-            return _gate_gradients(query, key, value, columns, output, logsumexp, gradient, shape)
+            *others, by_key, by_row = _gate_gradients(query, key, value, columns, output, logsumexp, gradient, shape)
+            return (*others, None, by_key, by_row if ctx.rows_learn else None, None)
         dtype = logsumexp.dtype
         groups = query.shape[1] // key.shape[1]
         keys, rows = key.shape[2], _rows(key.shape[2])
@@ -374,6 +397,7 @@ class TermAttention(torch.autograd.Function):
         grads = [torch.zeros(x.shape, dtype=dtype) for x in (query, _per_head(key, groups), _per_head(value, groups))]
         grad_table = torch.zeros_like(table) if ctx.needs_input_grad[3] else None
         grad_columns = columns.new_zeros(columns.shape) if ctx.needs_input_grad[4] else None
+        grad_rows = logsumexp.new_zeros(logsumexp.shape) if ctx.rows_learn else None
         grad_flat = [None if x is None else torch.zeros_like(x, memory_format=torch.contiguous_format) for x in flat]
         rooms = _Room(dtype), _Room(dtype)
         for samples, span, part, block in _work(query, key, value, table, columns, shape, flat, dtype):
@@ -396,6 +420,8 @@ class TermAttention(torch.autograd.Function):
                     whole[samples, span] = turned.unflatten(0, (count, -1))
             if grad_table is not None:
                 grad_table[span] += work.table_grad.unflatten(0, (count, -1)).sum(0)
+            if grad_rows is not None:
+                grad_rows[samples, span] = work.row_grad.unflatten(0, (count, -1))
             if grad_columns is not None:
                 grad_columns[samples, span] = work.column_grad.flip(-1).unflatten(0, (count, -1))
         return (
@@ -404,6 +430,7 @@ class TermAttention(torch.autograd.Function):
             _per_group(grads[2].flip(2), groups).to(value.dtype),
             grad_table,
             grad_columns,
+            grad_rows,
             None,
             *grad_flat,
         )
@@ -442,6 +469,7 @@ class _Backward:
         heads, queries, keys = self.query.shape[0], self.query.shape[1], self.key.shape[1]
         self.table_grad = self.key.new_zeros((heads, queries + keys - 1) if table_learns else 0)
         self.column_grad = self.key.new_zeros((heads, keys) if columns_learn else 0)
+        self.row_grad = self.key.new_zeros((heads, queries) if columns_learn else 0)
 
     def block(self, a: int, z: int, first: int, stop: int, kept: Tensor | None) -> None:
         """Queries ``a .. z - 1`` and the keys ``first .. stop - 1``."""
@@ -512,6 +540,7 @@ class _Backward:
         by_key: Any = change.sum(1) if self.column_grad.numel() or keys_meet else None
         if self.column_grad.numel():
             self.column_grad[:, e:f] += by_key
+            self.row_grad[:, a:z] += change.sum(-1)
         for index, factor, table, start in keys_meet:
             span = _Span(table, start, a + e, z - a + f - e - 1) if end is None else _Span.far(table, end)
             if span.near:
@@ -587,7 +616,7 @@ def _kept(shape: Shape, samples: slice, span: slice, number: int, size: tuple[in
     generator = torch.Generator().manual_seed((shape.seed + place) % 2**63)
     bits = torch.empty(-(-math.prod(size) // 4), dtype=torch.int64).random_(-(2**63), None, generator=generator)
     numbers = bits.view(torch.int16)[: math.prod(size)].view(size)
-    return torch.ge(numbers, round(shape.dropout * 65536) - 32768, out=like.new_empty(size))
+    return torch.ge(numbers, shape.steps_dropped - 32768, out=like.new_empty(size))
 
 
 def _fused(
@@ -674,12 +703,12 @@ def _gate_gradients(
     logsumexp: Tensor,
     gradient: Tensor,
     shape: Shape,
-) -> tuple[Tensor | None, ...]:
-    """Gradients with a bias by key alone, from the kernel's own backward pass: a coordinate more, 1 in the queries and 0 in the keys, changes no score, and its
-    gradient in the keys sums those of the scores."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of queries, keys, values and of a bias by key and by query, from the kernel's own backward pass: a coordinate more, 1 in the queries and 0 in the
+    keys, changes no score, and its gradient in the keys sums those of the scores; another one, with the roles changed, does so for the queries."""
     groups, width = query.shape[1] // key.shape[1], query.shape[-1]
     wide = [pad(x, (0, 8)) for x in (gradient, query, _per_head(key, groups), _per_head(value, groups), output)]
-    wide[1][..., width] = 1.0
+    wide[1][..., width] = wide[2][..., width + 1] = 1.0
     mask = columns[:, :, None].expand(-1, -1, query.shape[2], -1)
     backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
     grads = backward(*wide, logsumexp, 0.0, shape.causal, attn_mask=mask, scale=shape.scale)
@@ -688,9 +717,8 @@ def _gate_gradients(
         grad_query,
         _per_group(grad_key, groups),
         _per_group(grad_value, groups),
-        None,
-        grads[1][..., width].to(columns.dtype) / shape.scale,
-        None,
+        grads[1][..., width] / shape.scale,
+        grads[0][..., width + 1] / shape.scale,
     )
 
 

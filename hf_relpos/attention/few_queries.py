@@ -82,7 +82,7 @@ def _into_query(call: AttentionCall) -> tuple[AttentionCall, Tensor | None]:
         if isinstance(term, KeyBuckets) and term.key is call.key and term.bucket is not None
     ]
     # to find where far keys end takes a look at numbers
-    if not terms or call.query.shape[2] > 1 or not _shows_values(call.query):
+    if not terms or not call.scale or call.query.shape[2] > 1 or not _shows_values(call.query):
         return call, None
     query, rest, near = call.query, list(call.score_terms), None
     for term in terms:

@@ -117,7 +117,10 @@ def _total(parts: list[Tensor], dtype: torch.dtype) -> Tensor | None:
 def _by_distance(call: AttentionCall) -> Tensor | None:
     """Output ``[B, H, Tq, Dv]``; None where the call is not of that kind."""
     positions, terms = call.mask.positions, (*call.score_terms, *call.value_terms)
-    if positions.has_gaps or call.query.is_meta or torch.compiler.is_compiling():
+    if positions.has_gaps or call.query.is_meta or torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return None
+    # the kernel's own causality is minus infinity before it scales
+    if call.scale <= 0:
         return None
     if call.query.device.type != "cpu" or call.query.shape[-1] != call.value.shape[-1] or not kernel_works():
         return None
@@ -128,8 +131,11 @@ def _by_distance(call: AttentionCall) -> Tensor | None:
     if regions is None:
         return None
     offset = int(positions.query_start) - int(positions.key_start)
+    given = call.query.dtype
     dtype = torch.promote_types(call.query.dtype, torch.float32)
-    columns = _total([term.values for term in terms if isinstance(term, KeyVector)], dtype)
+    vectors_by_key = [term for term in terms if isinstance(term, KeyVector)]
+    columns = _total([term.values for term in vectors_by_key], dtype)
+    rows = _total([term.rows for term in vectors_by_key if term.rows is not None], dtype)
     table = _total([term.table for term in terms if isinstance(term, DistanceTable)], dtype)
     vectors = [_vectors(term, dtype) for term in terms if isinstance(term, (QueryBuckets, KeyBuckets, ValueBuckets))]
     lowest, highest = visible_distances(call.mask)
@@ -143,17 +149,34 @@ def _by_distance(call: AttentionCall) -> Tensor | None:
         distances = positions.distances()
         table = table.masked_fill((distances < lowest) | (distances > highest), -torch.inf)
 
-    call = replace(call, key=call.key.to(call.query.dtype), value=call.value.to(call.query.dtype))
+    inside = call.query.dtype
+    if columns is not None and columns.requires_grad and torch.is_grad_enabled():
+        # gradients of gates are sums over a whole text, in which what rounding leaves of each would add up
+        inside = dtype
+    # the kernel reads coordinates that lie side by side
+    query, key, value = (
+        x if x.stride(-1) == 1 else x.contiguous() for x in (y.to(inside) for y in (call.query, call.key, call.value))
+    )
+    call = replace(call, query=query, key=key, value=value)
     # autocast would hand the kernel a rounded and therefore dense copy of the mask
     with torch.autocast("cpu", enabled=False):
-        found = [_region(call, region, table, columns, vectors, offset, lowest, highest) for region in regions]
+        found = [_region(call, region, table, columns, rows, vectors, offset, lowest, highest) for region in regions]
     pieces = [piece for piece in found if piece is not None]
+    if not pieces:
+        return _nothing(call).to(given)
     if len(pieces) == 1 and pieces[0][1].shape[:3] == call.query.shape[:3]:
-        return pieces[0][1]
+        return pieces[0][1].to(given)
     output = call.query.new_zeros(*call.query.shape[:3], call.value.shape[-1])
     for region, piece in pieces:
         output[region.samples, :, region.rows] = piece
-    return output
+    return output.to(given)
+
+
+def _nothing(call: AttentionCall) -> Tensor:
+    """The output where no query sees a key: zeros that pass zeros on as gradients."""
+    everything = torch.ones((), dtype=torch.bool, device=call.query.device)
+    zero = sum(x.masked_fill(everything, 0.0).sum() for x in (call.query, call.key, call.value))
+    return call.query.new_zeros(*call.query.shape[:3], call.value.shape[-1]) + zero
 
 
 def _square(regions: list[Region], offset: int) -> bool:
@@ -170,6 +193,7 @@ def _region(
     region: Region,
     table: Tensor | None,
     columns: Tensor | None,
+    row_numbers: Tensor | None,
     vectors: list[_Vectors],
     offset: int,
     lowest: int,
@@ -186,6 +210,10 @@ def _region(
     key, value = call.key[samples, :, cols], call.value[samples, :, cols]
     if columns is not None:
         columns = columns[samples if columns.shape[0] > 1 else slice(0, 1), :, cols].expand(*query.shape[:2], -1)
+    if row_numbers is not None:
+        row_numbers = row_numbers[samples if row_numbers.shape[0] > 1 else slice(0, 1), :, first:last].expand(
+            *query.shape[:2], -1
+        )
     # distances of the region: entry i + j' for the local query i and the key j' counted from the region's end
     start = first - cols.stop + call.mask.positions.num_keys
     zero = cols.stop - 1 - first - offset
@@ -199,7 +227,9 @@ def _region(
     bare = not any(isinstance(term, DistanceTable) for term in call.score_terms)
     mixed = table is not None and columns is not None
     blind = table is not None and bool(blind_rows(table, key.shape[2]).any())
-    if vectors or call.dropout or learned or mixed or blind:
+    # a mask beside the kernel's own causality is more than the public function allows
+    own = columns is not None and shape.causal
+    if vectors or call.dropout or learned or mixed or blind or own:
         kinds = tuple((part.met_by, part.start - start) for part in vectors)
         flat: list[Tensor | None] = []
         for part in vectors:
@@ -207,11 +237,17 @@ def _region(
             flat += [None if part.factor is None else part.factor[samples, :, places], part.table]
         seed = int(torch.randint(2**62, ())) if call.dropout else 0
         shape = replace(shape, bare=bare and bool(kinds), kinds=kinds, seed=seed)
-        return region, TermAttention.apply(query, key, value, table, columns, shape, *flat)
+        return region, TermAttention.apply(query, key, value, table, columns, row_numbers, shape, *flat)
     if table is None:
         mask = None if columns is None else columns.detach()[:, :, None].expand(-1, -1, query.shape[2], -1)
         output = scaled_dot_product_attention(
-            query, key, value, attn_mask=mask, is_causal=shape.causal, scale=call.scale, enable_gqa=call.groups > 1
+            query,
+            key,
+            value,
+            attn_mask=mask,
+            is_causal=shape.causal,
+            scale=call.scale,
+            enable_gqa=bool(call.groups > 1),
         )
         return region, output
     key, value, table = key.flip(2), value.flip(2), table.detach()
@@ -222,7 +258,7 @@ def _region(
             value[:, :, c:d],
             attn_mask=hankel(table, a, z, c, d)[None],
             scale=call.scale,
-            enable_gqa=call.groups > 1,
+            enable_gqa=bool(call.groups > 1),
         )
         for a, z, c, d in query_blocks(query.shape[2], key.shape[2], shape)
     ]
@@ -234,12 +270,12 @@ def _by_blocks(call: AttentionCall) -> Tensor:
     positions, (lowest, highest) = call.mask.positions, visible_distances(call.mask)
     batch, heads, queries = call.query.shape[:3]
     keys = call.key.shape[2]
-    size = max(16, min(queries, MOST_ELEMENTS // (batch * heads * keys)))
+    size = max(16, min(queries, MOST_ELEMENTS // max(1, batch * heads * keys)))
     offset = None
     if not positions.has_gaps and isinstance(positions.query_start, int) and isinstance(positions.key_start, int):
         offset = positions.query_start - positions.key_start
     learning = torch.is_grad_enabled()
-    outputs = []
+    outputs, blind = [], 0
     for first in range(0, queries, size):
         rows, cols = slice(first, min(first + size, queries)), slice(0, keys)
         if offset is not None:
@@ -247,12 +283,13 @@ def _by_blocks(call: AttentionCall) -> Tensor:
             cols = slice(min(max(0, start), keys), max(0, min(keys, stop)))
         parts = (call.query[:, :, rows], call.key[:, :, cols], call.value[:, :, cols])
         if cols.start >= cols.stop:
+            blind += 1
             outputs.append(parts[0].new_zeros(*parts[0].shape[:3], call.value.shape[-1]))
         elif learning:
             outputs.append(checkpoint(_block, call, *parts, rows, cols, use_reentrant=False))
         else:
             outputs.append(_block(call, *parts, rows, cols))
-    return torch.cat(outputs, dim=2)
+    return torch.cat(outputs, dim=2) if blind < len(outputs) else _nothing(call)
 
 
 def _block(call: AttentionCall, query: Tensor, key: Tensor, value: Tensor, rows: slice, cols: slice) -> Tensor:

@@ -35,7 +35,7 @@ def run(call: AttentionCall) -> tuple[Tensor, None]:
             is_causal=True,
             dropout_p=call.dropout,
             scale=call.scale,
-            enable_gqa=call.groups > 1,
+            enable_gqa=bool(call.groups > 1),
         )
     else:
         output = attend_block(call, call.query, call.key, call.value)
@@ -60,6 +60,6 @@ def attend_block(
     if mask is not None:
         mask = mask.expand(query.shape[0], -1, -1, -1)
     output = scaled_dot_product_attention(
-        query, key, value, attn_mask=mask, dropout_p=call.dropout, scale=call.scale, enable_gqa=call.groups > 1
+        query, key, value, attn_mask=mask, dropout_p=call.dropout, scale=call.scale, enable_gqa=bool(call.groups > 1)
     )
     return output if blind is None else output.masked_fill(blind, 0.0)
