@@ -1,12 +1,18 @@
 """Compiled models: the same outputs and gradients, padding included."""
 
+import os
 import shutil
 
 import pytest
 import torch
 from families import KINDS, model, tokens
 
+# PyTorch's own, while it traces transformers' code; it comes once in a process, wherever that is
+pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+
 PADDED = 4
+# the one that torch.compile asks for
+COMPILER = os.environ.get("CXX", "g++")
 
 
 def outcome(ours, compiled):
@@ -34,7 +40,9 @@ def test_traced_with_its_backward_pass(family):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(shutil.which("c++") is None, reason="there is no C++ compiler, which torch.compile needs on a CPU")
+@pytest.mark.skipif(
+    shutil.which(COMPILER) is None, reason=f"no C++ compiler {COMPILER} on this machine: nothing is compiled"
+)
 @pytest.mark.parametrize("family", ["bert", "gpt2"])
 def test_compiled(family):
     compare(family, "inductor", 1e-4, torch.float32)

@@ -9,7 +9,7 @@ from cases import HEADS, HIDDEN, WIDTH, all_cases, build, extras, label, tensors
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import hf_relpos
-from hf_relpos.attention import by_distance, linear_memory
+from hf_relpos.attention import by_distance, fused_kernel, linear_memory
 from hf_relpos.attention.backends import BACKENDS, BackendRefusal, choose
 from hf_relpos.attention.call import AttentionCall, Mask
 from hf_relpos.attention.functional import optional_inputs
@@ -239,7 +239,7 @@ def test_no_tensor_grows_with_the_square_of_length(case, monkeypatch):
 @every_kind
 def test_the_kernel_reads_its_mask_in_place(case, monkeypatch):
     """A mask whose last stride is neither 1 nor 0 would be copied, whole, where no tensor is seen to be made."""
-    fused, inner, strides = linear_memory.scaled_dot_product_attention, by_distance._flash, []
+    fused, inner, strides = linear_memory.scaled_dot_product_attention, by_distance.flash, []
 
     def watch(*args, attn_mask=None, **kwargs):
         strides.append(0 if attn_mask is None else attn_mask.stride(-1))
@@ -249,9 +249,9 @@ def test_the_kernel_reads_its_mask_in_place(case, monkeypatch):
         strides.append(0 if mask is None else mask.stride(-1))
         return inner(query, key, value, mask, *args)
 
-    assert by_distance.kernel_works()
+    assert fused_kernel.kernel_works()
     monkeypatch.setattr(linear_memory, "scaled_dot_product_attention", watch)
-    monkeypatch.setattr(by_distance, "_flash", watch_inner)
+    monkeypatch.setattr(by_distance, "flash", watch_inner)
     with torch.no_grad():
         encoding = build(*case)
         query, key, value = tensors(LENGTH, LENGTH)
@@ -458,7 +458,7 @@ def test_the_first_use_may_be_anywhere(use):
     """The kernel is tried out once for a process, untouched by what the caller is in the middle of."""
     code = f"""
 import torch, torch.utils.checkpoint, hf_relpos
-from hf_relpos.attention.by_distance import kernel_works
+from hf_relpos.attention.fused_kernel import kernel_works
 encoding = hf_relpos.build_encoding({{"type": "t5"}}, num_heads=2, head_dim=8, causal=True)
 leaves = [torch.randn(1, 2, 20, 8, requires_grad=True) for _ in range(3)]
 def call(*given):
@@ -468,3 +468,23 @@ assert kernel_works()
 """
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False)
     assert ended.returncode == 0, ended.stderr
+
+
+@pytest.mark.parametrize("learns", ["nothing", "gates", "states"])
+@pytest.mark.parametrize("options", [{}, {"window": 9}, {"attention_mask": "left"}, {"dropout_p": 0.2}], ids=str)
+def test_gates_of_which_only_some_learn(options, learns):
+    """Frozen gates, and gates that learn beside frozen queries: as in eager, or with dropout, which is drawn in another way, without an error."""
+    if "attention_mask" in options:
+        options = masks()["left"]
+    found = []
+    for backend in ("eager", "linear_memory"):
+        encoding = build({"type": "fox"}, True).requires_grad_(learns == "gates")
+        query, key, value = tensors(LENGTH, LENGTH)
+        given = extras(LENGTH)
+        given["hidden_states"].requires_grad_(learns == "states")
+        leaves = {"nothing": [query, value], "gates": list(encoding.parameters()), "states": [given["hidden_states"]]}
+        inputs = [x.requires_grad_() for x in leaves[learns]]
+        output = hf_relpos.attention(query, key, value, encoding, is_causal=True, backend=backend, **given, **options)
+        found.append(gradients(output, inputs))
+    if "dropout_p" not in options:
+        torch.testing.assert_close(found[1], found[0], rtol=0, atol=1e-11)

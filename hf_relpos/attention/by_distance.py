@@ -21,14 +21,14 @@ key alone (gates), the gradient is what the kernel's own pass gives for a key co
 
 import math
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
+
+from .fused_kernel import flash, gate_gradients, hankel, per_group, per_head
 
 # queries of one call of the kernel, where blocks pay: 8 of them, but never below its own tile
 BLOCKS, SMALLEST_BLOCK = 8, 256
@@ -69,11 +69,6 @@ def blind_rows(table: Tensor, keys: int) -> Tensor:
     """Rows of the Hankel matrix of ``table`` that hold nothing but minus infinity, ``[H, rows]``."""
     seen = pad((table.detach() > -torch.inf).long().cumsum(-1), (1, 0))
     return seen[:, keys:] == seen[:, :-keys]
-
-
-def hankel(table: Tensor, first: int, last: int, start: int, stop: int) -> Tensor:
-    """Rows ``first .. last - 1`` and columns ``start .. stop - 1`` of the Hankel matrix of ``table`` ``[H, L]``: a view."""
-    return table[:, first + start : last + stop - 1].unfold(-1, stop - start, 1)
 
 
 def query_blocks(queries: int, keys: int, shape: Shape, size: int | None = None) -> list[tuple[int, int, int, int]]:
@@ -268,59 +263,6 @@ def _chunks(batch: int, heads: int, elements: int) -> Iterator[tuple[slice, slic
             yield slice(b, b + 1), slice(h, min(h + size, heads))
 
 
-def _flash(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool, scale: float
-) -> tuple[Tensor, Tensor]:
-    """The fused CPU kernel's output and logsumexp ``[B, H, Tq]``."""
-    flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    output, logsumexp = flash(query, key, value, 0.0, causal, attn_mask=mask, scale=scale)
-    return output, logsumexp
-
-
-@cache
-def kernel_works() -> bool:
-    """Whether the kernel does what is meant here, found out once, in a thread of its own: what the caller is in the middle of (a transform, a checkpoint, inference
-    mode) neither changes the answer nor is changed by it."""
-    with ThreadPoolExecutor(1) as alone:
-        return alone.submit(_probe).result()
-
-
-def _probe() -> bool:
-    """Whether this PyTorch's kernel, an internal operator, takes strided masks, also with its own causality, and returns what is meant here."""
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad(), torch.device("cpu"):
-        query, key, value = (torch.randn(1, 2, 9, 8, generator=generator, dtype=torch.float64) for _ in range(3))
-        table = torch.randn(2, 17, generator=generator, dtype=torch.float64)
-        columns = torch.randn(1, 2, 1, 9, generator=generator, dtype=torch.float64).expand(-1, -1, 9, -1)
-        causal = torch.ones(9, 9, dtype=torch.bool).tril()
-        try:
-            for mask, is_causal in ((hankel(table, 0, 9, 0, 9)[None], False), (columns, True)):
-                scores = query @ key.mT * 0.3 + mask
-                if is_causal:
-                    scores = scores.masked_fill(~causal, -torch.inf)
-                output, logsumexp = _flash(query, key, value, mask, is_causal, 0.3)
-                expected = scores.softmax(-1) @ value
-                for ours, theirs in (
-                    (output, expected),
-                    (logsumexp, scores.logsumexp(-1)),
-                ):
-                    if not torch.allclose(ours, theirs, rtol=0, atol=1e-12):
-                        return False
-            with torch.enable_grad():
-                leaves = [x.requires_grad_() for x in (query, key, value, columns[:, :, 0].clone())]
-                scores = query @ key.mT * 0.3 + leaves[3][:, :, None]
-                expected = scores.masked_fill(~causal, -torch.inf).softmax(-1) @ value
-                gates = torch.autograd.grad(expected.sum(), leaves)
-            shape, (query, key, value, gate) = Shape(0.3, 0.0, True, 0, 0), (x.detach() for x in leaves)
-            found = _gate_gradients(query, key, value, gate, output, logsumexp, torch.ones_like(output), shape)
-            for mine, theirs in zip(found[:4], gates, strict=True):
-                if not torch.allclose(mine, theirs, rtol=0, atol=1e-12):
-                    return False
-        except (AttributeError, RuntimeError, TypeError, ValueError):
-            return False
-    return True
-
-
 class TermAttention(torch.autograd.Function):
     """Attention ``[B, H, Tq, D]`` of a region with what is added by distance: ``table`` ``[H, Tq + Tk - 1]``, minus infinity where nothing is seen, ``columns``
     ``[B, H, Tk]`` by key, ``rows`` ``[B, H, Tq]`` by query, which the softmax does not see and which get their gradient, a rounding error, because it cancels others where keys and
@@ -339,7 +281,7 @@ class TermAttention(torch.autograd.Function):
         *flat: Tensor | None,
     ) -> Tensor:
         groups = query.shape[1] // key.shape[1]
-        wide_key, wide_value = _per_head(key, groups), _per_head(value, groups)
+        wide_key, wide_value = per_head(key, groups), per_head(value, groups)
         kinds = {met_by for met_by, _ in shape.kinds}
         if shape.dropout or "weights" in kinds:
             output, logsumexp = _weighed(query, wide_key, wide_value, table, columns, shape, flat)
@@ -348,11 +290,11 @@ class TermAttention(torch.autograd.Function):
         elif table is None:
             assert columns is not None
             mask = columns[:, :, None].expand(-1, -1, query.shape[2], -1)
-            output, logsumexp = _flash(query, wide_key, wide_value, mask, shape.causal, shape.scale)
+            output, logsumexp = flash(query, wide_key, wide_value, mask, shape.causal, shape.scale)
         else:
             back_key, back_value = wide_key.flip(2), wide_value.flip(2)
             parts = [
-                _flash(
+                flash(
                     query[:, :, a:z],
                     back_key[:, :, c:d],
                     back_value[:, :, c:d],
@@ -370,7 +312,7 @@ class TermAttention(torch.autograd.Function):
                 output = output.masked_fill(blind[None, ..., None], 0.0)
                 logsumexp = logsumexp.masked_fill(blind[None], torch.inf)
         ctx.save_for_backward(query, key, value, table, columns, output, logsumexp, *flat)
-        ctx.shape, ctx.rows_learn = shape, rows is not None
+        ctx.shape = shape
         return output
 
     @staticmethod
@@ -388,25 +330,26 @@ class TermAttention(torch.autograd.Function):
         query, key, value, table, columns, output, logsumexp, *flat = ctx.saved_tensors
         shape: Shape = ctx.shape
         if table is None and not shape.kinds and not shape.dropout:
-            *others, by_key, by_row = _gate_gradients(query, key, value, columns, output, logsumexp, gradient, shape)
-            return (*others, None, by_key, by_row if ctx.rows_learn else None, None)
+            *others, by_key, by_row = gate_gradients(
+                query, key, value, columns, output, logsumexp, gradient, shape.causal, shape.scale
+            )
+            return (*others, None, by_key, by_row if ctx.needs_input_grad[5] else None, None)
         dtype = logsumexp.dtype
         groups = query.shape[1] // key.shape[1]
         keys, rows = key.shape[2], _rows(key.shape[2])
         delta = (gradient.to(dtype) * output.to(dtype)).sum(-1)
-        grads = [torch.zeros(x.shape, dtype=dtype) for x in (query, _per_head(key, groups), _per_head(value, groups))]
+        grads = [torch.zeros(x.shape, dtype=dtype) for x in (query, per_head(key, groups), per_head(value, groups))]
         grad_table = torch.zeros_like(table) if ctx.needs_input_grad[3] else None
         grad_columns = columns.new_zeros(columns.shape) if ctx.needs_input_grad[4] else None
-        grad_rows = logsumexp.new_zeros(logsumexp.shape) if ctx.rows_learn else None
+        grad_rows = torch.zeros_like(logsumexp) if ctx.needs_input_grad[5] else None
         grad_flat = [None if x is None else torch.zeros_like(x, memory_format=torch.contiguous_format) for x in flat]
         rooms = _Room(dtype), _Room(dtype)
         for samples, span, part, block in _work(query, key, value, table, columns, shape, flat, dtype):
             count = samples.stop - samples.start
             g, lse, dot = (x[samples, span].flatten(0, 1) for x in (gradient.to(dtype), logsumexp, delta))
             slots = [x[None] if x.ndim == 2 else x[span] for x in grad_flat[1::2] if x is not None]
-            work = _Backward(
-                part, block, g, lse, dot, shape, slots, rooms, grad_table is not None, grad_columns is not None
-            )
+            learning = _Learning(*ctx.needs_input_grad[3:6])
+            work = _Backward(part, block, g, lse, dot, shape, slots, rooms, learning)
             for number, (a, z, c, d) in enumerate(query_blocks(query.shape[2], keys, shape, rows)):
                 if c < d:
                     size = (block[0].shape[0], z - a, d - c)
@@ -426,14 +369,22 @@ class TermAttention(torch.autograd.Function):
                 grad_columns[samples, span] = work.column_grad.flip(-1).unflatten(0, (count, -1))
         return (
             (grads[0] * shape.scale).to(query.dtype),
-            _per_group(grads[1].flip(2) * shape.scale, groups).to(key.dtype),
-            _per_group(grads[2].flip(2), groups).to(value.dtype),
+            per_group(grads[1].flip(2) * shape.scale, groups).to(key.dtype),
+            per_group(grads[2].flip(2), groups).to(value.dtype),
             grad_table,
             grad_columns,
             grad_rows,
             None,
             *grad_flat,
         )
+
+
+class _Learning(NamedTuple):
+    """Which of the numbers by distance, by key and by query want a gradient."""
+
+    table: bool
+    columns: bool
+    rows: bool
 
 
 class _Backward:
@@ -449,8 +400,7 @@ class _Backward:
         shape: Shape,
         slots: list[Tensor],
         rooms: tuple[_Room, _Room],
-        table_learns: bool,
-        columns_learn: bool,
+        learning: _Learning,
     ):
         self.part, self.shape, self.slots, self.rooms = part, shape, slots, rooms
         self.query, self.key, self.value = block
@@ -465,11 +415,11 @@ class _Backward:
         self.change_value = self.value if shape.dropout else torch.cat((self.value, ones), -1)
         self.grads = [torch.zeros_like(x) for x in block]
         self.factor_grads = [torch.zeros_like(x) for x in part.factors]
-        self.table_learns = table_learns
+        self.learning = learning
         heads, queries, keys = self.query.shape[0], self.query.shape[1], self.key.shape[1]
-        self.table_grad = self.key.new_zeros((heads, queries + keys - 1) if table_learns else 0)
-        self.column_grad = self.key.new_zeros((heads, keys) if columns_learn else 0)
-        self.row_grad = self.key.new_zeros((heads, queries) if columns_learn else 0)
+        self.table_grad = self.key.new_zeros((heads, queries + keys - 1) if learning.table else 0)
+        self.column_grad = self.key.new_zeros((heads, keys) if learning.columns else 0)
+        self.row_grad = self.key.new_zeros((heads, queries) if learning.rows else 0)
 
     def block(self, a: int, z: int, first: int, stop: int, kept: Tensor | None) -> None:
         """Queries ``a .. z - 1`` and the keys ``first .. stop - 1``."""
@@ -484,7 +434,7 @@ class _Backward:
             met: Tensor | None = None
             if end is None:
                 bias = part.bias(a, z, c, d)
-                if self.table_learns or queries_meet:
+                if self.learning.table or queries_meet:
                     changes = self.rooms[0].zeros(heads, rows, count)
                 if weights_meet:
                     seen = self.rooms[1].zeros(heads, rows, count)
@@ -520,7 +470,7 @@ class _Backward:
                     if changes is not None:
                         changes += change.sum(-1, keepdim=True)
                 self._tile(a, z, e, f, end, dropped, change)
-            if self.table_learns and changes is not None:
+            if self.learning.table and changes is not None:
                 self.table_grad[:, a + c : z + d - 1] += changes.sum(1)
             for index, factor, table, start in queries_meet:
                 area = _Span(table, start, a + c, count) if end is None else _Span.far(table, end)
@@ -537,9 +487,10 @@ class _Backward:
         grad_key[:, e:f] += change.mT @ self.query[:, a:z]
         grad_value[:, e:f] += dropped.mT @ self.gradient[:, a:z]
         keys_meet = self.part.terms("key")
-        by_key: Any = change.sum(1) if self.column_grad.numel() or keys_meet else None
-        if self.column_grad.numel():
+        by_key: Any = change.sum(1) if self.learning.columns or keys_meet else None
+        if self.learning.columns:
             self.column_grad[:, e:f] += by_key
+        if self.learning.rows:
             self.row_grad[:, a:z] += change.sum(-1)
         for index, factor, table, start in keys_meet:
             span = _Span(table, start, a + e, z - a + f - e - 1) if end is None else _Span.far(table, end)
@@ -581,7 +532,7 @@ def _work(
     """Chunks of a region: their samples and heads, what is added in them, and their queries, reversed keys and reversed values ``[N, T, D]``."""
     batch, heads = query.shape[:2]
     groups, rows = heads // key.shape[1], _rows(key.shape[2])
-    back_key, back_value = (_per_head(x.flip(2), groups) for x in (key, value))
+    back_key, back_value = (per_head(x.flip(2), groups) for x in (key, value))
     factors = [
         factor.flip(2) if factor is not None and met_by == "key" else factor
         for factor, (met_by, _) in zip(flat[::2], shape.kinds, strict=True)
@@ -640,7 +591,7 @@ def _fused(
                 bias = part.bias(a, z, first, stop) if end is None else part.far_columns(first, stop, end)
                 if bias is not None:
                     bias = bias.expand(q.shape[0], z - a, -1)[None]
-                result, sums = _flash(
+                result, sums = flash(
                     q[None, :, a:z], k[None, :, first:stop], v[None, :, first:stop], bias, False, shape.scale
                 )
                 # a number that all scores of a query share changes its sum only
@@ -692,39 +643,3 @@ def _weighed(
             output[samples, span, a:z] = result.to(query.dtype).unflatten(0, (count, -1))
             logsumexp[samples, span, a:z] = (largest + total.log())[..., 0].unflatten(0, (count, -1))
     return output, logsumexp
-
-
-def _gate_gradients(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    columns: Tensor,
-    output: Tensor,
-    logsumexp: Tensor,
-    gradient: Tensor,
-    shape: Shape,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of queries, keys, values and of a bias by key and by query, from the kernel's own backward pass: a coordinate more, 1 in the queries and 0 in the
-    keys, changes no score, and its gradient in the keys sums those of the scores; another one, with the roles changed, does so for the queries."""
-    groups, width = query.shape[1] // key.shape[1], query.shape[-1]
-    wide = [pad(x, (0, 8)) for x in (gradient, query, _per_head(key, groups), _per_head(value, groups), output)]
-    wide[1][..., width] = wide[2][..., width + 1] = 1.0
-    mask = columns[:, :, None].expand(-1, -1, query.shape[2], -1)
-    backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
-    grads = backward(*wide, logsumexp, 0.0, shape.causal, attn_mask=mask, scale=shape.scale)
-    grad_query, grad_key, grad_value = (x[..., :width] for x in grads)
-    return (
-        grad_query,
-        _per_group(grad_key, groups),
-        _per_group(grad_value, groups),
-        grads[1][..., width] / shape.scale,
-        grads[0][..., width + 1] / shape.scale,
-    )
-
-
-def _per_head(x: Tensor, groups: int) -> Tensor:
-    return x if groups == 1 else x.repeat_interleave(groups, dim=1)
-
-
-def _per_group(x: Tensor, groups: int) -> Tensor:
-    return x if groups == 1 else x.unflatten(1, (-1, groups)).sum(2)

@@ -18,18 +18,19 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 
 from ..encodings.terms import DistanceTable, KeyBuckets, KeyVector, QueryBuckets, ValueBuckets
-from .by_distance import MOST_ELEMENTS, Shape, TermAttention, blind_rows, hankel, kernel_works, query_blocks
+from .by_distance import MOST_ELEMENTS, Shape, TermAttention, blind_rows, query_blocks
 from .call import AttentionCall
 from .eager import attend_block as eager_block
 from .few_queries import FEW_QUERIES
 from .few_queries import run as run_few
+from .fused_kernel import hankel, kernel_works
 from .regions import ENDLESS, Region, regions_of, visible_distances
 from .sdpa import attend_block as sdpa_block
 
 # scores of one call beyond which "auto" spares them whatever it costs: half a GiB in float32, and several copies are held for a gradient
 MANY_SCORES = 2**27
 # keys from which "auto" takes this backend on a CPU, without and with gradients: where all that is added are numbers by distance or key, and where it is more
-# (benchmarks/crossovers.py measures them)
+# (benchmarks/crossovers.py compares backends)
 CROSSOVERS = {"numbers": (256, 512), "vectors": (256, 1024)}
 
 
@@ -141,9 +142,7 @@ def _by_distance(call: AttentionCall) -> Tensor | None:
     lowest, highest = visible_distances(call.mask)
     # left to the kernel: causality of its own kind, beside no bias or one by key
     own_causality = table is None and not vectors and not call.dropout and call.mask.window is None
-    if call.mask.causal and not (own_causality and _square(regions, offset)):
-        own_causality = False
-    if not own_causality and (call.mask.causal or call.mask.window is not None):
+    if not (own_causality and _square(regions, offset)) and (call.mask.causal or call.mask.window is not None):
         if table is None:
             table = torch.zeros(1, positions.num_distances, dtype=dtype, device=call.query.device)
         distances = positions.distances()
