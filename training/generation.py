@@ -149,6 +149,30 @@ def write_texts(
     return [text.strip() for text in found]
 
 
+def _task(
+    arguments: GenerationArguments,
+    model: Any,
+    tokenizer: Any,
+    train: Sequence[Row] | Stream,
+    evaluate: Callable[[Any, Accelerator], Evaluation],
+    eval_rows: Sequence[Any],
+) -> Task:
+    """What both kinds of data have in common: the loss over next tokens, and the perplexity that chooses the model."""
+    return Task(
+        name="text-generation",
+        model=model,
+        tokenizer=tokenizer,
+        rows=train,
+        collate=collate_of(arguments, tokenizer),
+        evaluate=evaluate,
+        headline="perplexity",
+        greater_is_better=False,
+        dataset=arguments.dataset_name,
+        eval_rows=eval_rows,
+        weigh=next_token_weight,
+    )
+
+
 def prepare_text(arguments: GenerationArguments, accelerator: Accelerator, model: Any, tokenizer: Any) -> Task:
     """Language modelling: rows of ``max_length`` tokens of one running text."""
     end = None if arguments.ends_with_newline else end_token(tokenizer)
@@ -205,19 +229,7 @@ def prepare_text(arguments: GenerationArguments, accelerator: Accelerator, model
             metrics |= score("distinct", written, written)
         return Evaluation(metrics, {"lengths": details, "texts": written})
 
-    return Task(
-        name="text-generation",
-        model=model,
-        tokenizer=tokenizer,
-        rows=train,
-        collate=collate_of(arguments, tokenizer),
-        evaluate=evaluate,
-        headline="perplexity",
-        greater_is_better=False,
-        dataset=arguments.dataset_name,
-        eval_rows=[tokens],
-        weigh=next_token_weight,
-    )
+    return _task(arguments, model, tokenizer, train, evaluate, [tokens])
 
 
 def prepare_examples(arguments: GenerationArguments, accelerator: Accelerator, model: Any, tokenizer: Any) -> Task:
@@ -264,19 +276,7 @@ def prepare_examples(arguments: GenerationArguments, accelerator: Accelerator, m
         ]
         return Evaluation(metrics, texts)
 
-    return Task(
-        name="text-generation",
-        model=model,
-        tokenizer=tokenizer,
-        rows=train,
-        collate=collate_of(arguments, tokenizer),
-        evaluate=evaluate,
-        headline="perplexity",
-        greater_is_better=False,
-        dataset=arguments.dataset_name,
-        eval_rows=eval_rows,
-        weigh=next_token_weight,
-    )
+    return _task(arguments, model, tokenizer, train, evaluate, eval_rows)
 
 
 def prepare(arguments: GenerationArguments, accelerator: Accelerator) -> Task:
