@@ -31,6 +31,7 @@ def many_blocks(monkeypatch):
         "KEY_TILE_COLS": 3,
         "FAR_COLS": 3,
         "MOST_ELEMENTS": 260,
+        "CHUNK_ELEMENTS": 260,
     }
     for name, size in sizes.items():
         monkeypatch.setattr(by_distance, name, size)

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from .fused_kernel import flash, gate_gradients, hankel, per_group, per_head
+from .fused_kernel import flash, gate_gradients, hankel, per_head
 
 # queries of one call of the kernel, where blocks pay: 8 of them, but never below its own tile
 BLOCKS, SMALLEST_BLOCK = 8, 256
@@ -36,8 +36,10 @@ BLOCKS, SMALLEST_BLOCK = 8, 256
 TILE_ROWS, TILE_COLS, KEY_TILE_COLS = 256, 512, 128
 # far keys that are worth a call of their own
 FAR_COLS = 256
-# elements of the largest temporary: allocations beyond 32 MiB are returned to the system each time
+# elements of a block's scores for one head, which shortens blocks where keys are many
 MOST_ELEMENTS = 2**22
+# elements of what a chunk of heads adds to a block's scores: what is used again and again then stays near the cores, and adds little to the peak of memory
+CHUNK_ELEMENTS = 2**20
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,11 @@ class Shape:
     bare: bool = False
     kinds: tuple[tuple[str, int], ...] = ()
     seed: int = 0
+
+    @property
+    def told_apart(self) -> bool:
+        """Whether far keys, of which vectors by distance say one thing only, go through the kernel by themselves."""
+        return self.bare and not self.dropout
 
     @property
     def share_kept(self) -> float:
@@ -150,14 +157,14 @@ class _Span:
 
 
 class _Room:
-    """Memory for one buffer after another whose shifted view is written as a whole: of the same shape, what lies beside the view is zero still."""
+    """Memory for one tensor after another."""
 
     def __init__(self, dtype: torch.dtype):
         self.flat = torch.empty(0, dtype=dtype)
         self.shape: tuple[int, ...] = ()
 
     def zeros(self, *shape: int) -> Tensor:
-        """A buffer of a shape, to be written through :func:`_shifted`."""
+        """A tensor to be written through :func:`_shifted`, its view as a whole: if the last one had the same shape, what lies beside the view is zero still."""
         size = math.prod(shape)
         if self.flat.numel() < size:
             self.flat = self.flat.new_zeros(size)
@@ -165,6 +172,20 @@ class _Room:
             self.flat[:size].zero_()
         self.shape = shape
         return self.flat[:size].view(shape)
+
+    def empty(self, *shape: int) -> Tensor:
+        """A tensor to be written as a whole."""
+        size = math.prod(shape)
+        if self.flat.numel() < size:
+            self.flat = self.flat.new_empty(size)
+        return self.flat[:size].view(shape)
+
+
+class _Rooms:
+    """What the tiles of a backward pass are written into: gradients of scores and weights by distance, weights and gradients of scores of one tile."""
+
+    def __init__(self, dtype: torch.dtype):
+        self.changes, self.seen, self.weights, self.change = (_Room(dtype) for _ in range(4))
 
 
 @dataclass
@@ -187,7 +208,7 @@ class _Part:
         (None), those beyond the last row (-1). Far ones are told apart where they are many, all visible, and near ones are to
         every query as well."""
         first, last = c, d
-        if shape.bare and not shape.dropout:
+        if shape.told_apart:
             edges = [
                 (start, start + table.shape[-2] - 1) for (_, start), table in zip(self.kinds, self.tables, strict=True)
             ]
@@ -251,13 +272,17 @@ class _Part:
         return bias
 
 
-def _chunks(batch: int, heads: int, elements: int) -> Iterator[tuple[slice, slice]]:
-    """Samples and heads whose temporaries have about ``MOST_ELEMENTS`` elements, at ``elements`` for one head of one sample."""
-    size = max(1, MOST_ELEMENTS // elements)
+def _chunks(batch: int, heads: int, most: int) -> Iterator[tuple[slice, slice]]:
+    """Samples and heads, ``most`` of them together, but as many as there are threads at least, and in even shares: a product of five heads takes two threads as
+    long as one of six."""
+    threads = torch.get_num_threads()
+    size = max(threads, most)
     if size >= heads:
         for b in range(0, batch, size // heads):
             yield slice(b, min(b + size // heads, batch)), slice(0, heads)
         return
+    even = -(-heads // -(-heads // size))
+    size = -(-even // threads) * threads
     for b in range(batch):
         for h in range(0, heads, size):
             yield slice(b, b + 1), slice(h, min(h + size, heads))
@@ -281,18 +306,19 @@ class TermAttention(torch.autograd.Function):
         *flat: Tensor | None,
     ) -> Tensor:
         groups = query.shape[1] // key.shape[1]
-        wide_key, wide_value = per_head(key, groups), per_head(value, groups)
         kinds = {met_by for met_by, _ in shape.kinds}
         if shape.dropout or "weights" in kinds:
-            output, logsumexp = _weighed(query, wide_key, wide_value, table, columns, shape, flat)
+            output, logsumexp = _weighed(query, key, value, table, columns, shape, flat)
         elif kinds or (table is not None and columns is not None):
-            output, logsumexp = _fused(query, wide_key, wide_value, table, columns, shape, flat)
+            output, logsumexp = _fused(query, key, value, table, columns, shape, flat)
         elif table is None:
             assert columns is not None
             mask = columns[:, :, None].expand(-1, -1, query.shape[2], -1)
-            output, logsumexp = flash(query, wide_key, wide_value, mask, shape.causal, shape.scale)
+            output, logsumexp = flash(
+                query, per_head(key, groups), per_head(value, groups), mask, shape.causal, shape.scale
+            )
         else:
-            back_key, back_value = wide_key.flip(2), wide_value.flip(2)
+            back_key, back_value = (per_head(x.flip(2), groups) for x in (key, value))
             parts = [
                 flash(
                     query[:, :, a:z],
@@ -337,26 +363,30 @@ class TermAttention(torch.autograd.Function):
         dtype = logsumexp.dtype
         groups = query.shape[1] // key.shape[1]
         keys, rows = key.shape[2], _rows(key.shape[2])
-        delta = (gradient.to(dtype) * output.to(dtype)).sum(-1)
-        grads = [torch.zeros(x.shape, dtype=dtype) for x in (query, per_head(key, groups), per_head(value, groups))]
+        # heads that share keys and values add to their gradients, which is not to be rounded in between
+        grad_key, grad_value = (torch.zeros_like(x, dtype=dtype if groups > 1 else None) for x in (key, value))
+        grad_query = torch.empty_like(query)
         grad_table = torch.zeros_like(table) if ctx.needs_input_grad[3] else None
         grad_columns = columns.new_zeros(columns.shape) if ctx.needs_input_grad[4] else None
         grad_rows = torch.zeros_like(logsumexp) if ctx.needs_input_grad[5] else None
         grad_flat = [None if x is None else torch.zeros_like(x, memory_format=torch.contiguous_format) for x in flat]
-        rooms = _Room(dtype), _Room(dtype)
+        rooms = _Rooms(dtype)
         for samples, span, part, block in _work(query, key, value, table, columns, shape, flat, dtype):
             count = samples.stop - samples.start
-            g, lse, dot = (x[samples, span].flatten(0, 1) for x in (gradient.to(dtype), logsumexp, delta))
+            g, result = (x[samples, span].flatten(0, 1).to(dtype) for x in (gradient, output))
             slots = [x[None] if x.ndim == 2 else x[span] for x in grad_flat[1::2] if x is not None]
             learning = _Learning(*ctx.needs_input_grad[3:6])
-            work = _Backward(part, block, g, lse, dot, shape, slots, rooms, learning)
+            lse = logsumexp[samples, span].flatten(0, 1)
+            work = _Backward(part, block, g, lse, (g * result).sum(-1), shape, slots, rooms, learning)
             for number, (a, z, c, d) in enumerate(query_blocks(query.shape[2], keys, shape, rows)):
                 if c < d:
-                    size = (block[0].shape[0], z - a, d - c)
-                    kept = _kept(shape, samples, span, number, size, block[0]) if shape.dropout else None
+                    kept = _kept(shape, samples, span, number, z - a, d - c, g) if shape.dropout else None
                     work.block(a, z, c, d, kept)
-            for total, piece in zip(grads, work.grads, strict=True):
-                total[samples, span] = piece.unflatten(0, (count, -1))
+            by_query, by_key, by_value = (x.unflatten(0, (count, -1)) for x in work.grads)
+            grad_query[samples, span] = by_query.mul_(shape.scale)
+            for total, gathered in ((grad_key, by_key.mul_(shape.scale)), (grad_value, by_value)):
+                for own, shared in _shares(span, groups):
+                    total[samples, shared] += gathered[:, own].flip(2)
             for (met_by, _), piece, whole in zip(shape.kinds, work.factor_grads, grad_flat[::2], strict=True):
                 if whole is not None:
                     turned = piece.flip(1) if met_by == "key" else piece
@@ -368,15 +398,24 @@ class TermAttention(torch.autograd.Function):
             if grad_columns is not None:
                 grad_columns[samples, span] = work.column_grad.flip(-1).unflatten(0, (count, -1))
         return (
-            (grads[0] * shape.scale).to(query.dtype),
-            per_group(grads[1].flip(2) * shape.scale, groups).to(key.dtype),
-            per_group(grads[2].flip(2), groups).to(value.dtype),
+            grad_query,
+            grad_key.to(key.dtype),
+            grad_value.to(value.dtype),
             grad_table,
             grad_columns,
             grad_rows,
             None,
             *grad_flat,
         )
+
+
+def _shares(span: slice, groups: int) -> Iterator[tuple[slice, slice]]:
+    """Heads of a chunk, counted from its first, and the heads of keys and values that serve them, one each."""
+    if groups == 1:
+        yield slice(None), span
+        return
+    for head in range(span.start, span.stop):
+        yield slice(head - span.start, head - span.start + 1), slice(head // groups, head // groups + 1)
 
 
 class _Learning(NamedTuple):
@@ -399,7 +438,7 @@ class _Backward:
         delta: Tensor,
         shape: Shape,
         slots: list[Tensor],
-        rooms: tuple[_Room, _Room],
+        rooms: _Rooms,
         learning: _Learning,
     ):
         self.part, self.shape, self.slots, self.rooms = part, shape, slots, rooms
@@ -435,9 +474,9 @@ class _Backward:
             if end is None:
                 bias = part.bias(a, z, c, d)
                 if self.learning.table or queries_meet:
-                    changes = self.rooms[0].zeros(heads, rows, count)
+                    changes = self.rooms.changes.zeros(heads, rows, count)
                 if weights_meet:
-                    seen = self.rooms[1].zeros(heads, rows, count)
+                    seen = self.rooms.seen.zeros(heads, rows, count)
                 for _, _, table, start in weights_meet:
                     met = _Span(table, start, a + c, count).met(self.gradient[:, a:z], met)
                 met = None if met is None else _shifted(met, d - c)
@@ -451,13 +490,16 @@ class _Backward:
             for e in range(c, d, width):
                 f = min(e + width, d)
                 here = slice(e - c, f - c)
-                weights = _product(score_query, self.score_key[:, e:f], bias, here).exp_()
-                change = _product(change_query, self.change_value[:, e:f], met, here)
+                tile = (heads, rows, f - e)
+                weights = _product(
+                    score_query, self.score_key[:, e:f], bias, here, self.rooms.weights.empty(*tile)
+                ).exp_()
+                change = _product(change_query, self.change_value[:, e:f], met, here, self.rooms.change.empty(*tile))
                 dropped = weights
                 if kept is not None:
-                    tile = kept[..., e - first : f - first]
-                    dropped = weights * tile
-                    change.mul_(tile).sub_(self.delta[:, a:z, None])
+                    left = kept[..., e - first : f - first]
+                    dropped = weights * left
+                    change.mul_(left).sub_(self.delta[:, a:z, None])
                 if seen is not None:
                     if end is None:
                         _shifted(seen, d - c)[..., here] = dropped
@@ -483,9 +525,9 @@ class _Backward:
     def _tile(self, a: int, z: int, e: int, f: int, end: int | None, dropped: Tensor, change: Tensor) -> None:
         """What the weights of a tile and the gradients of its scores give queries, keys and values, and what keys meet."""
         grad_query, grad_key, grad_value = self.grads
-        grad_query[:, a:z] += change @ self.key[:, e:f]
-        grad_key[:, e:f] += change.mT @ self.query[:, a:z]
-        grad_value[:, e:f] += dropped.mT @ self.gradient[:, a:z]
+        grad_query[:, a:z].baddbmm_(change, self.key[:, e:f])
+        grad_key[:, e:f].baddbmm_(change.mT, self.query[:, a:z])
+        grad_value[:, e:f].baddbmm_(dropped.mT, self.gradient[:, a:z])
         keys_meet = self.part.terms("key")
         by_key: Any = change.sum(1) if self.learning.columns or keys_meet else None
         if self.learning.columns:
@@ -531,13 +573,14 @@ def _work(
 ) -> Iterator[tuple[slice, slice, _Part, tuple[Tensor, Tensor, Tensor]]]:
     """Chunks of a region: their samples and heads, what is added in them, and their queries, reversed keys and reversed values ``[N, T, D]``."""
     batch, heads = query.shape[:2]
-    groups, rows = heads // key.shape[1], _rows(key.shape[2])
-    back_key, back_value = (per_head(x.flip(2), groups) for x in (key, value))
+    groups, rows, width = heads // key.shape[1], _rows(key.shape[2]), key.shape[2]
+    if shape.told_apart:
+        width = min(width, max(TILE_COLS, rows + max(x.shape[-2] for x in flat[1::2] if x is not None)))
     factors = [
         factor.flip(2) if factor is not None and met_by == "key" else factor
         for factor, (met_by, _) in zip(flat[::2], shape.kinds, strict=True)
     ]
-    for samples, span in _chunks(batch, heads, rows * (rows + key.shape[2])):
+    for samples, span in _chunks(batch, heads, CHUNK_ELEMENTS // (rows * (rows + width))):
         count = samples.stop - samples.start
 
         def pick(x: Tensor, samples: slice = samples, span: slice = span) -> Tensor:
@@ -551,23 +594,31 @@ def _work(
             [query.new_empty(0) if x is None else pick(x) for x in factors],
             [x if x.ndim == 2 else x[span].repeat(count, 1, 1) for x in flat[1::2] if x is not None],
         )
-        query_part, key_part, value_part = (pick(x).to(dtype) for x in (query, back_key, back_value))
-        yield samples, span, part, (query_part, key_part, value_part)
+        serving = [h // groups for h in range(span.start, span.stop)]
+        key_part, value_part = (
+            (x[samples, span] if groups == 1 else x[samples, serving]).flip(2).flatten(0, 1).to(dtype)
+            for x in (key, value)
+        )
+        yield samples, span, part, (pick(query).to(dtype), key_part, value_part)
 
 
-def _product(x: Tensor, y: Tensor, bias: Tensor | None, here: slice) -> Tensor:
+def _product(x: Tensor, y: Tensor, bias: Tensor | None, here: slice, out: Tensor | None = None) -> Tensor:
     """``x_i . y_j + bias[i, j]``, the bias taken at columns ``here``: ``[N, R, columns]``."""
-    return torch.bmm(x, y.mT) if bias is None else torch.baddbmm(bias[..., here], x, y.mT)
+    return torch.bmm(x, y.mT, out=out) if bias is None else torch.baddbmm(bias[..., here], x, y.mT, out=out)
 
 
-def _kept(shape: Shape, samples: slice, span: slice, number: int, size: tuple[int, int, int], like: Tensor) -> Tensor:
-    """1 for the weights of a block that dropout leaves and 0 for the others, the same whenever asked: 16 random bits for each, four in one draw, because a draw
-    is what takes time."""
-    place = (samples.start * 4099 + span.start) * 65537 + number
-    generator = torch.Generator().manual_seed((shape.seed + place) % 2**63)
-    bits = torch.empty(-(-math.prod(size) // 4), dtype=torch.int64).random_(-(2**63), None, generator=generator)
-    numbers = bits.view(torch.int16)[: math.prod(size)].view(size)
-    return torch.ge(numbers, shape.steps_dropped - 32768, out=like.new_empty(size))
+def _kept(shape: Shape, samples: slice, span: slice, number: int, rows: int, columns: int, like: Tensor) -> Tensor:
+    """1 for the weights ``[N, rows, columns]`` of a block that dropout leaves and 0 for the others, for each head the same whenever asked: 16 random bits for each,
+    four in one draw, because a draw is what takes time."""
+    kept = like.new_empty(samples.stop - samples.start, span.stop - span.start, rows, columns)
+    bits = torch.empty(-(-rows * columns // 4), dtype=torch.int64)
+    for sample in range(samples.start, samples.stop):
+        for head in range(span.start, span.stop):
+            place = (sample * 4099 + head) * 65537 + number
+            bits.random_(-(2**63), None, generator=torch.Generator().manual_seed((shape.seed + place) % 2**63))
+            numbers = bits.view(torch.int16)[: rows * columns].view(rows, columns)
+            torch.ge(numbers, shape.steps_dropped - 32768, out=kept[sample - samples.start, head - span.start])
+    return kept.flatten(0, 1)
 
 
 def _fused(
@@ -631,7 +682,7 @@ def _weighed(
             weights = scores.sub_(largest).exp_()
             total = weights.sum(-1, keepdim=True)
             if shape.dropout:
-                weights.mul_(_kept(shape, samples, span, number, (q.shape[0], z - a, d - c), q))
+                weights.mul_(_kept(shape, samples, span, number, z - a, d - c, q))
             result = weights @ v[:, c:d]
             for _, _, vectors, start in part.terms("weights"):
                 by_distance = weights.new_zeros(*weights.shape[:2], z - a + d - c - 1)
