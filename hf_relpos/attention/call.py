@@ -1,5 +1,6 @@
 """One attention call, as every backend receives it."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -75,6 +76,19 @@ class Mask:
             head = h if self.dense.shape[1] > 1 else torch.zeros_like(h)
             visible = visible & self.dense[sample, head, i, j]
         return visible
+
+
+def rows_without_keys(scores: Tensor) -> Tensor | None:
+    """Which rows ``[..., R, 1]`` of scores ``[..., R, C]`` are minus infinity throughout; None where it is seen that there are none, which is not looked for where looking
+    has a price: on an accelerator, or in a graph."""
+    blind = (scores == -math.inf).all(dim=-1, keepdim=True)
+    if scores.device.type != "cpu" or torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return blind
+    try:
+        return blind if bool(blind.any()) else None
+    except RuntimeError:
+        # under torch.func.vmap, and of a fake tensor, there is no value to look at
+        return blind
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..encodings.terms import ALL
-from .call import AttentionCall
+from .call import AttentionCall, rows_without_keys
 
 
 def objections(call: AttentionCall) -> list[str]:
@@ -41,8 +41,11 @@ def attend_block(
         scores = scores + bias
     if visible is not None:
         scores = scores.masked_fill(~visible, -math.inf)
-    blind = (scores == -math.inf).all(dim=-1, keepdim=True)
-    weights = scores.masked_fill(blind, 0.0).softmax(dim=-1).masked_fill(blind, 0.0).to(value.dtype)
+    blind = rows_without_keys(scores)
+    if blind is None:
+        weights = scores.softmax(dim=-1).to(value.dtype)
+    else:
+        weights = scores.masked_fill(blind, 0.0).softmax(dim=-1).masked_fill(blind, 0.0).to(value.dtype)
     weights = torch.nn.functional.dropout(weights, call.dropout)
     output = weights @ value
     for added in call.value_terms:

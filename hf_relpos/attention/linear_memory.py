@@ -31,7 +31,7 @@ from .sdpa import attend_block as sdpa_block
 MANY_SCORES = 2**27
 # keys from which "auto" takes this backend on a CPU, without and with gradients: where all that is added are numbers by distance or key, and where it is more
 # (benchmarks/crossovers.py compares backends)
-CROSSOVERS = {"numbers": (256, 512), "vectors": (256, 1024)}
+CROSSOVERS = {"numbers": (64, 256), "vectors": (256, 512)}
 
 
 def objections(call: AttentionCall) -> list[str]:

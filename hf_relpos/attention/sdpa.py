@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from ..encodings.terms import ALL
-from .call import AttentionCall
+from .call import AttentionCall, rows_without_keys
 
 
 def objections(call: AttentionCall) -> list[str]:
@@ -52,8 +52,8 @@ def attend_block(
     if bias is not None:
         if visible is not None:
             bias = bias.masked_fill(~visible, -math.inf)
-        blind = (bias == -math.inf).all(dim=-1, keepdim=True)
-        mask = bias.masked_fill(blind, 0.0).to(query.dtype)
+        blind = rows_without_keys(bias)
+        mask = (bias if blind is None else bias.masked_fill(blind, 0.0)).to(query.dtype)
     elif visible is not None:
         blind = ~visible.any(dim=-1, keepdim=True)
         mask = visible | blind

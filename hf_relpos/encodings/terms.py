@@ -60,10 +60,10 @@ class DistanceTable(ScoreTerm):
     def tile(self, rows: slice = ALL, cols: slice = ALL) -> Tensor:
         p = self.positions
         i, j = range(p.num_queries)[rows], range(p.num_keys)[cols]
-        if len(i) == 1 and not p.has_gaps:
-            # the distances of one query, from the first key to the last
+        if not p.has_gaps and len(i) and len(j):
+            # row after row of the table, each from one distance later on: a view, copied once to turn it, where an index would be read for each element
             nearest = i.start - (j.stop - 1) + p.num_keys - 1
-            return self.table[None, :, None, nearest : nearest + len(j)].flip(-1)
+            return self.table[:, nearest : nearest + len(i) + len(j) - 1].unfold(-1, len(j), 1).flip(-1)[None]
         return self.table[:, p.distance_index(rows, cols)][None]
 
     def at(self, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
