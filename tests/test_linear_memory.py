@@ -277,19 +277,22 @@ def test_auto_takes_it_where_it_is_the_better_choice(monkeypatch):
     content = QueryBuckets(torch.zeros(1, 12, 64, 4), torch.zeros(127, 4), None, positions)
     pairs = PairBuckets(torch.zeros(1, 12, 64, 2), torch.zeros(1, 64, 64, dtype=torch.long))
     # by distance: from the crossovers on; what must be recomputed for its gradient: only where scores are many; a handful of queries: always
-    assert choose("auto", call(512, terms=(table,))) is linear
-    assert choose("auto", call(511, terms=(table,))) is dense
-    assert choose("auto", call(1024, terms=(content,))) is linear
-    assert choose("auto", call(1023, terms=(content,))) is dense
-    assert choose("auto", call(1023, terms=(table,), dropout=0.1)) is dense
-    assert choose("auto", call(1024, terms=(table,), dropout=0.1)) is linear
+    (numbers, numbers_learned), (vectors, vectors_learned) = linear_memory.CROSSOVERS.values()
+    assert choose("auto", call(numbers_learned, terms=(table,))) is linear
+    assert choose("auto", call(numbers_learned - 1, terms=(table,))) is dense
+    assert choose("auto", call(vectors_learned, terms=(content,))) is linear
+    assert choose("auto", call(vectors_learned - 1, terms=(content,))) is dense
+    assert choose("auto", call(vectors_learned - 1, terms=(table,), dropout=0.1)) is dense
+    assert choose("auto", call(vectors_learned, terms=(table,), dropout=0.1)) is linear
     assert choose("auto", call(2048, terms=(pairs,))) is dense
     assert choose("auto", call(4096, terms=(pairs,))) is linear
     assert choose("auto", call(64, 1, terms=(content,))) is linear
     assert choose("auto", call(64, 1, terms=(table,), dtype=torch.bfloat16)) is linear
     with torch.no_grad():
-        assert choose("auto", call(256, terms=(pairs,))) is linear
-        assert choose("auto", call(255, terms=(content,))) is dense
+        assert choose("auto", call(numbers, terms=(table,))) is linear
+        assert choose("auto", call(numbers - 1, terms=(table,))) is dense
+        assert choose("auto", call(vectors, terms=(pairs,))) is linear
+        assert choose("auto", call(vectors - 1, terms=(content,))) is dense
 
 
 @pytest.mark.parametrize(
