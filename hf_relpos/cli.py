@@ -149,12 +149,51 @@ def convert(
     fit_length: Annotated[
         int | None, typer.Option("--fit-length", help="Tokens of the longest texts; what the model reads, at most 512.")
     ] = None,
+    distil_steps: Annotated[
+        int | None,
+        typer.Option(
+            "--distil-steps",
+            help="After the fit, train so many steps on the same text, the original being the teacher. accelerate launch -m hf_relpos.cli ... for GPUs or several processes.",
+        ),
+    ] = None,
+    distil_tokens: Annotated[int | None, typer.Option("--distil-tokens", help="Tokens of a step.")] = None,
+    distil_length: Annotated[
+        int | None, typer.Option("--distil-length", help="Tokens of the longest texts that the original reads.")
+    ] = None,
+    distil_rate: Annotated[float | None, typer.Option("--distil-rate", help="Learning rate of weights.")] = None,
+    distil_encoding_rate: Annotated[
+        float | None, typer.Option("--distil-encoding-rate", help="Learning rate of the encoding.")
+    ] = None,
+    distil_precision: Annotated[
+        str | None,
+        typer.Option(
+            "--distil-precision", help="float32 or bfloat16, of activations; bfloat16 where the CPU computes in it."
+        ),
+    ] = None,
+    distil_seed: Annotated[int | None, typer.Option("--distil-seed", help="Which texts, in which order.")] = None,
+    distil_checkpoint: Annotated[
+        Path | None,
+        typer.Option(
+            "--distil-checkpoint",
+            help="Folder for how far it is: the same command goes on from there. Removed when the model is written.",
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Give a pretrained model relative positions, or make one whose positions are known here (DeBERTa, MPNet, BLOOM, MPT, Falcon) a model of this package;
     its head is kept. Says what was kept, dropped and created."""
     from .conversion.convert import convert_checkpoint
+    from .conversion.processes import is_first
 
+    given = {
+        "tokens": distil_tokens,
+        "length": distil_length,
+        "learning_rate": distil_rate,
+        "encoding_rate": distil_encoding_rate,
+        "precision": distil_precision,
+        "seed": distil_seed,
+    }
+    distil_options = {name: value for name, value in given.items() if value is not None}
     report = convert_checkpoint(
         source,
         target,
@@ -165,12 +204,13 @@ def convert(
         fit=fit,
         **({} if fit_tokens is None else {"fit_tokens": fit_tokens}),
         fit_length=fit_length,
+        distil_steps=distil_steps,
+        distil_options=distil_options or None,
+        distil_checkpoint=distil_checkpoint,
         progress=lambda message: typer.echo(message, err=True),
     )
-    if as_json:
-        typer.echo(json.dumps(report.to_dict()))
-        return
-    typer.echo(report.summary())
+    if is_first():
+        typer.echo(json.dumps(report.to_dict()) if as_json else report.summary())
 
 
 @app.command()

@@ -131,3 +131,30 @@ def test_convert_with_a_fit(call, tmp_path):
     assert wrong.stderr.strip().splitlines()[-1].endswith("cannot be fitted: it has no parameters")
     assert not (tmp_path / "out2").exists()
     assert "--fit" in call("convert", source, tmp_path / "out3", "--rel-pos", "auto").stderr
+
+
+def test_convert_with_a_distillation(call, tmp_path):
+    source, text = save_source(tmp_path / "source"), save_text(tmp_path / "text.txt")
+    command = ["convert", source, tmp_path / "out", "--rel-pos", "t5"]
+    flags = [
+        "--distil-steps",
+        4,
+        "--distil-tokens",
+        64,
+        "--distil-length",
+        16,
+        "--distil-rate",
+        1e-3,
+        "--distil-seed",
+        3,
+    ]
+    flags += ["--distil-encoding-rate", 1e-2, "--distil-precision", "float32", "--distil-checkpoint", tmp_path / "way"]
+    done = call(*command, "--fit", text, "--fit-tokens", 600, *flags, "--json")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout.splitlines()[-1])["fit"]["distillation"]
+    assert (report["steps"], report["length"], report["options"]["seed"]) == (4, 16, 3)
+    assert "distilling: step 4 of 4, held-out similarity" in done.stderr
+    wrong = call(*command[:2], tmp_path / "out2", *command[3:], "--distil-steps", 4)
+    assert wrong.returncode == 1
+    assert "give fit (on the command line --fit)" in wrong.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "source", "text.txt"]

@@ -1,7 +1,8 @@
 """From a checkpoint to a folder that holds a model with relative positions, with a report of what became of the weights."""
 
 import logging
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,15 @@ from ..models.model_inputs import table_length
 from ..models.placement import host_of
 from .advise import AUTO, advise
 from .carried import fit_positions, read_positions
+from .distillation import DistillationOptions, distil
+from .distillation_checkpoint import check_folder, remove
+from .distillation_texts import DistillationTexts
 from .fit_report import FitReport
 from .fitting import check_fittable, fit_model
 from .foreign import is_foreign, load_foreign
 from .layerwise import Progress
 from .new_folder import check_free, new_folder
+from .processes import Processes, processes
 from .similarity import compare
 from .texts import Text, fitting_texts
 
@@ -86,6 +91,9 @@ def convert_checkpoint(
     fit: Text | None = None,
     fit_tokens: int = FIT_TOKENS,
     fit_length: int | None = None,
+    distil_steps: int | None = None,
+    distil_options: Mapping[str, Any] | None = None,
+    distil_checkpoint: str | Path | None = None,
     progress: Progress = _log.info,
 ) -> ConversionReport:
     """Load ``source`` (folder or Hub id) as a class of this package and save it to ``target`` with its tokenizer.
@@ -100,15 +108,20 @@ def convert_checkpoint(
     Options that ``rel_pos`` leaves open are set so that there is something to fit; ``rel_pos="auto"`` tries several encodings and takes the best. The report is
     written beside the model. ``progress`` is told how far it is.
 
+    ``distil_steps``: then train so many steps on the same text, with the model as it was for a teacher (``conversion/distillation.py``); ``distil_options``: others of
+    ``DistillationOptions`` by name. In ``distil_checkpoint``, a folder, stands how far that is, until the model is written: the same call goes on from there. Under
+    ``accelerate launch`` the processes share each step.
+
     Raises ValueError or OSError, with nothing written, when a checkpoint cannot be loaded, is another model than any here, does not fit the
     other, or the arguments are wrong; FileExistsError when ``target`` is a non-empty folder.
     """
     target = Path(target)
     check_free(target)
+    distillation = _distillation(fit, distil_steps, distil_options, distil_checkpoint)
     stored, _ = PreTrainedConfig.get_config_dict(source)
     if fit is not None:
         _check_fit_arguments(source, stored, rel_pos, absolute, positions_from)
-        return _fitted(source, target, stored, rel_pos, head, fit, fit_tokens, fit_length, progress)
+        return _fitted(source, target, stored, rel_pos, head, fit, fit_tokens, fit_length, distillation, progress)
     if rel_pos == AUTO or rel_pos == {"type": AUTO}:
         raise ValueError(f"rel_pos={AUTO!r} needs text to fit on: give fit (on the command line --fit)")
     carried: list[str] = []
@@ -161,6 +174,41 @@ def _write(model: Any, tokenizer: Any, target: Path, fit: FitReport | None = Non
             tokenizer.save_pretrained(folder)
 
 
+@dataclass(frozen=True)
+class _Distillation:
+    """A distillation that was asked for."""
+
+    options: DistillationOptions
+    folder: Path | None
+
+    def check(self, config: Any) -> int:
+        """The longest texts that the teacher reads; ValueError or OSError when something is wrong with the arguments."""
+        length = _fit_length(config, self.options.length, "distil_length")
+        if self.folder is not None:
+            check_folder(self.folder)
+        return length
+
+
+def _distillation(
+    fit: Any, steps: int | None, options: Mapping[str, Any] | None, folder: str | Path | None
+) -> _Distillation | None:
+    """What the arguments say of a distillation; ValueError when they are wrong."""
+    if steps is None:
+        for name, value in (("distil_options", options), ("distil_checkpoint", folder)):
+            if value is not None:
+                raise ValueError(f"{name}={value!r} says how to distil, but distil_steps is missing")
+        return None
+    if fit is None:
+        raise ValueError(
+            f"distil_steps={steps!r} needs raw text and an encoding fitted to it: give fit (on the command line --fit)"
+        )
+    known = [one.name for one in fields(DistillationOptions) if one.name != "steps"]
+    for name in options or {}:
+        if name not in known:
+            raise ValueError(f"distil_options has no {name!r}; valid: {', '.join(known)}")
+    return _Distillation(DistillationOptions(steps, **(options or {})), None if folder is None else Path(folder))
+
+
 def _check_fit_arguments(source: str, stored: dict[str, Any], rel_pos: Any, absolute: Any, positions_from: Any) -> None:
     """Raise ValueError when a fit has nothing to do or is told to do something else."""
     if is_foreign(stored.get("model_type")):
@@ -189,8 +237,15 @@ def _fitted(
     text: Text,
     tokens: int,
     length: int | None,
+    distillation: _Distillation | None,
     progress: Progress,
 ) -> ConversionReport:
+    together = Processes() if distillation is None else processes(distillation.options.precision)
+    if together.index:
+        progress = _log.debug
+    if not isinstance(text, (str, Path)):
+        # it may be read more than once
+        text = list(text)
     cls = _class_for(source, stored, head)
     tokenizer = _tokenizer(source)
     if tokenizer is None:
@@ -202,7 +257,9 @@ def _fitted(
     if not wants_advice:
         rel_pos = fitting_value(rel_pos)
         check_fittable(cls.from_pretrained(source, rel_pos=rel_pos, absolute="drop"))
-    texts = fitting_texts(text, tokenizer, length=_fit_length(original.config, length), tokens=tokens)
+    length = _fit_length(original.config, length, "fit_length")
+    longest = None if distillation is None else distillation.check(original.config)
+    texts = fitting_texts(text, tokenizer, length=length, tokens=tokens)
 
     def load(value: Any) -> Any:
         return cls.from_pretrained(source, rel_pos=value, absolute="drop")
@@ -221,19 +278,34 @@ def _fitted(
     found = compare(original, converted, texts)
     named = str(text) if isinstance(text, (str, Path)) else "given strings"
     fit = FitReport(source, named, converted.config.rel_pos, result, dropped, found, tried)
+    if distillation is not None:
+        fit.distillation = distil(
+            original,
+            converted,
+            DistillationTexts(text, tokenizer, texts, longest or length),
+            distillation.options,
+            together=together,
+            folder=distillation.folder,
+            progress=progress,
+        )
+        fit.distilled = compare(original, converted, texts)
     report = replace(_report(converted, sorted(info["missing_keys"]), _dropped(converted, info), []), fit=fit)
-    _write(converted, tokenizer, target, fit)
+    if together.index == 0:
+        _write(converted, tokenizer, target, fit)
+        if distillation is not None and distillation.folder is not None:
+            remove(distillation.folder)
+    together.wait()
     return report
 
 
-def _fit_length(config: Any, length: int | None) -> int:
-    """The longest texts of a fit; ValueError when ``length`` is more than the model reads or next to nothing."""
+def _fit_length(config: Any, length: int | None, name: str) -> int:
+    """The longest texts that a model reads at its own lengths; ValueError when ``length``, which ``name`` gave, is more than that or next to nothing."""
     spec = architecture(config.model_type)
     has_table = spec.native == "table" and config.absolute == "keep"
     limit = table_length(config, spec)[0] if has_table else config.max_position_embeddings
     length = min(FIT_LENGTH, limit) if length is None else length
     if not 8 <= length <= limit:
-        raise ValueError(f"fit_length={length} is not valid: it must be between 8 and {limit}, what the model reads")
+        raise ValueError(f"{name}={length} is not valid: it must be between 8 and {limit}, what the model reads")
     return length
 
 

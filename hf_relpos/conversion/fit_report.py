@@ -1,4 +1,4 @@
-"""What a fit did, for people and programs: ``conversion.md``, ``conversion.json`` and, where matplotlib is installed, two pictures."""
+"""What a fit and a distillation did, for people and programs: ``conversion.md``, ``conversion.json`` and, where matplotlib is installed, pictures."""
 
 import importlib.util
 import json
@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from .distillation import DistillationResult
+from .distillation_report import PICTURE, curves, section, sentence
 from .fitting import FitResult, LayerFit
 from .similarity import Similarity
 
@@ -31,7 +33,8 @@ class Candidate:
 
 @dataclass
 class FitReport:
-    """A fit and how near the model came: with positions merely ``dropped``, and ``fitted``. ``candidates``: what was tried, best first, if anything was."""
+    """A fit and how near the model came: with positions merely ``dropped``, ``fitted``, and ``distilled`` if it was. ``candidates``: what was tried, best first, if
+    anything was."""
 
     source: str
     text: str
@@ -40,6 +43,13 @@ class FitReport:
     dropped: Similarity
     fitted: Similarity
     candidates: list[Candidate] = field(default_factory=list)
+    distillation: DistillationResult | None = None
+    distilled: Similarity | None = None
+
+    @property
+    def found(self) -> Similarity:
+        """How near the model is in the end."""
+        return self.distilled or self.fitted
 
     def to_dict(self) -> dict[str, Any]:
         """All of it as JSON values; numbers that are not finite become null."""
@@ -63,6 +73,8 @@ class FitReport:
             "folded": self.fit.folded,
             "dropped": self.dropped.to_dict(),
             "fitted": self.fitted.to_dict(),
+            "distilled": None if self.distilled is None else self.distilled.to_dict(),
+            "distillation": None if self.distillation is None else self.distillation.to_dict(),
             "layers": layers,
             "candidates": [
                 {
@@ -78,27 +90,31 @@ class FitReport:
 
     def summary(self) -> str:
         """A few sentences and one table, as they stand in the model card."""
+        how = "dropped, without training: the" if self.distillation is None else "dropped: the"
         lines = [
-            f"Made of `{self.source}`, whose own positions were dropped, without training: the encoding was fitted to the attention of the original on "
-            f"{self.fit.tokens:,} tokens of raw text, layer by layer ({self.fit.seconds:.0f} s). Cosine to the original on unseen text, last hidden states "
-            "averaged over each text:",
+            f"Made of `{self.source}`, whose own positions were {how} encoding was fitted to the attention of the original on "
+            f"{self.fit.tokens:,} tokens of raw text, layer by layer ({self.fit.seconds:.0f} s).{sentence(self.distillation)} Cosine to the original on unseen text, "
+            "last hidden states averaged over each text:",
             "",
             _row("tokens", *map(str, self.fitted.pooled)),
             _row(*["---"] * (len(self.fitted.pooled) + 1)),
             _row("positions merely dropped", *map(_three, self.dropped.pooled.values())),
             _row("fitted", *map(_three, self.fitted.pooled.values())),
         ]
-        if self.fitted.beyond:
+        found = self.found
+        if self.distilled is not None:
+            lines.append(_row("distilled", *map(_three, self.distilled.pooled.values())))
+        if found.beyond:
             lines += [
                 "",
                 f"Beyond, against the original on each stretch of {self.fit.length} tokens by itself: "
-                + _pairs(self.fitted.beyond)
+                + _pairs(found.beyond)
                 + ".",
             ]
-        if self.fitted.perplexity:
+        if found.perplexity:
             lines += [
                 "",
-                f"Perplexity: {_pairs(self.fitted.perplexity)}; of the original: {_pairs(self.fitted.original_perplexity)}.",
+                f"Perplexity: {_pairs(found.perplexity)}; of the original: {_pairs(found.original_perplexity)}.",
             ]
         return "\n".join(lines)
 
@@ -121,6 +137,8 @@ class FitReport:
             parts.append(
                 f"![What was measured and fitted over distance]({TABLES})\n\n![Explained share by layer and head]({SHARES})"
             )
+        if self.distillation is not None:
+            parts += section(self.distillation, pictures)
         if self.candidates:
             parts.append("## Encodings that were tried")
             rows = [_row("encoding", "explained", "pooled cosine", "beyond", "mean"), _row(*["---"] * 5)]
@@ -153,6 +171,8 @@ class FitReport:
         if pictures:
             _tables(self.fit.layers).savefig(folder / TABLES)
             _shares(self.fit.layers).savefig(folder / SHARES)
+            if self.distillation is not None:
+                curves(self.distillation).savefig(folder / PICTURE)
         (folder / MARKDOWN).write_text(self.markdown(pictures), encoding="utf-8")
         (folder / JSON).write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
 

@@ -82,25 +82,32 @@ class TokenStream:
         return length - len(self.before) - len(self.after)
 
 
-def tokenise(source: Text, tokenizer: Any, count: int) -> TokenStream:
-    """The first ``count`` ids of ``source``, or all when there are fewer."""
-    ids: list[int] = []
+def token_chunks(source: Text, tokenizer: Any) -> Iterator[list[int]]:
+    """The ids of ``source``, in order, some at a time; no more text is held than a chunk."""
     pieces: list[str] = []
     size = 0
 
-    def take() -> None:
-        ids.extend(tokenizer("".join(pieces), add_special_tokens=False, verbose=False)["input_ids"])
+    def take() -> list[int]:
+        ids = tokenizer("".join(pieces), add_special_tokens=False, verbose=False)["input_ids"]
         pieces.clear()
+        return ids
 
     for piece in read_text(source):
         pieces.append(piece if piece.endswith("\n") else piece + "\n")
         size += len(piece)
         if size > _CHUNK:
-            take()
+            yield take()
             size = 0
+    yield take()
+
+
+def tokenise(source: Text, tokenizer: Any, count: int) -> TokenStream:
+    """The first ``count`` ids of ``source``, or all when there are fewer."""
+    ids: list[int] = []
+    for chunk in token_chunks(source, tokenizer):
+        ids.extend(chunk)
         if len(ids) >= count:
             break
-    take()
     plain = tokenizer("a", add_special_tokens=False)["input_ids"]
     whole = tokenizer("a")["input_ids"]
     first = next(n for n in range(len(whole)) if whole[n : n + len(plain)] == plain)
