@@ -24,6 +24,7 @@ import hf_relpos
 from hf_relpos.attention.backends import BackendRefusal, list_backends
 from hf_relpos.attention.call import Mask
 from hf_relpos.encodings.encoding import Encoding, SharedPart
+from hf_relpos.encodings.rope import Rope
 from hf_relpos.models.architectures import ARCHITECTURES
 from hf_relpos.models.compact_mask import CompactMask
 from hf_relpos.models.families import MODEL_CLASSES, classes_of, host_class
@@ -166,6 +167,42 @@ def test_sliding_window_cache_equals_the_full_pass(kind):
     assert (full - unlimited(ids).logits).abs().max() > 1e-4
     cache = DynamicCache(config=ours.config)
     torch.testing.assert_close(_cached(ours, ids, cache, (7, 1, 1, 6, 1, 4)), full, **close)
+
+
+@pytest.mark.parametrize("rel_pos", [{"type": "rope"}, [{"type": "rope", "fraction": 0.5}, {"type": "rope"}]])
+def test_keys_enter_a_cache_as_they_are_rotated_once(rel_pos, monkeypatch):
+    ours = model("gpt2", rel_pos)
+    rotated = []
+    rotate = Rope.map_key
+    monkeypatch.setattr(
+        Rope, "map_key", lambda self, key, inputs: rotated.append(key.shape[2]) or rotate(self, key, inputs)
+    )
+    ids = tokens(length=12)
+    full = ours(ids, use_cache=False).logits
+    rotated.clear()
+    cache = DynamicCache(config=ours.config)
+    torch.testing.assert_close(_cached(ours, ids, cache, (9, 1, 2)), full, **close)
+    each = ours.config.n_layer * (len(rel_pos) if isinstance(rel_pos, list) else 1)
+    assert rotated == [9] * each + [1] * each + [2] * each
+
+
+@pytest.mark.parametrize(
+    "rel_pos",
+    [
+        {"type": "rope", "rope_scaling": {"rope_type": "dynamic", "factor": 2.0}},
+        {"type": "rope", "heads": [0, 2]},
+        [{"type": "rope"}, {"type": "relative_key"}],
+    ],
+    ids=["by-length", "some-heads", "beside-what-reads-keys"],
+)
+def test_keys_that_cannot_be_rotated_once_are_rotated_at_every_step(rel_pos):
+    ours = model("gpt2", rel_pos)
+    ids = tokens(length=12)
+    cache = DynamicCache(config=ours.config)
+    ours(ids[:, :9], past_key_values=cache, use_cache=True)
+    raw = ours.transformer.h[0].attn.c_attn(ours.transformer.h[0].ln_1(ours.transformer.wte(ids[:, :9])))
+    keys = raw.chunk(3, dim=-1)[1].unflatten(-1, (ours.config.n_head, -1)).transpose(1, 2)
+    torch.testing.assert_close(cache.layers[0].keys, keys, **close)
 
 
 @each_kind

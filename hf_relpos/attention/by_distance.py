@@ -40,6 +40,8 @@ FAR_COLS = 256
 MOST_ELEMENTS = 2**22
 # elements of what a chunk of heads adds to a block's scores: what is used again and again then stays near the cores, and adds little to the peak of memory
 CHUNK_ELEMENTS = 2**20
+# weights of less than 2 to this power are 0, where a bias goes below what is called deep
+LOG2_E, LEAST_EXPONENT, DEEP = math.log2(math.e), -100.0, -40.0
 
 
 @dataclass(frozen=True)
@@ -370,14 +372,14 @@ class TermAttention(torch.autograd.Function):
         grad_columns = columns.new_zeros(columns.shape) if ctx.needs_input_grad[4] else None
         grad_rows = torch.zeros_like(logsumexp) if ctx.needs_input_grad[5] else None
         grad_flat = [None if x is None else torch.zeros_like(x, memory_format=torch.contiguous_format) for x in flat]
-        rooms = _Rooms(dtype)
+        rooms, deep = _Rooms(dtype), _is_deep(table, columns)
         for samples, span, part, block in _work(query, key, value, table, columns, shape, flat, dtype):
             count = samples.stop - samples.start
             g, result = (x[samples, span].flatten(0, 1).to(dtype) for x in (gradient, output))
             slots = [x[None] if x.ndim == 2 else x[span] for x in grad_flat[1::2] if x is not None]
             learning = _Learning(*ctx.needs_input_grad[3:6])
             lse = logsumexp[samples, span].flatten(0, 1)
-            work = _Backward(part, block, g, lse, (g * result).sum(-1), shape, slots, rooms, learning)
+            work = _Backward(part, block, g, lse, (g * result).sum(-1), shape, slots, rooms, learning, deep)
             for number, (a, z, c, d) in enumerate(query_blocks(query.shape[2], keys, shape, rows)):
                 if c < d:
                     kept = _kept(shape, samples, span, number, z - a, d - c, g) if shape.dropout else None
@@ -440,7 +442,9 @@ class _Backward:
         slots: list[Tensor],
         rooms: _Rooms,
         learning: _Learning,
+        deep: bool,
     ):
+        self.deep = deep
         self.part, self.shape, self.slots, self.rooms = part, shape, slots, rooms
         self.query, self.key, self.value = block
         # of what dropout leaves, which stands for the rest
@@ -491,9 +495,10 @@ class _Backward:
                 f = min(e + width, d)
                 here = slice(e - c, f - c)
                 tile = (heads, rows, f - e)
-                weights = _product(
-                    score_query, self.score_key[:, e:f], bias, here, self.rooms.weights.empty(*tile)
-                ).exp_()
+                weights = self.rooms.weights.empty(*tile)
+                weights = _powers_(
+                    _product(score_query, self.score_key[:, e:f], bias, here, weights, LOG2_E), self.deep
+                )
                 change = _product(change_query, self.change_value[:, e:f], met, here, self.rooms.change.empty(*tile))
                 dropped = weights
                 if kept is not None:
@@ -556,6 +561,21 @@ def _with_last(features: Tensor, more: Tensor | None) -> Tensor:
     return features
 
 
+def _powers_(x: Tensor, deep: bool) -> Tensor:
+    """``2 ** x`` in place for ``x <= 0``: PyTorch's ``exp`` takes twice as long on CPUs, and thirty times where the result is no normal number any more. ``deep``: there
+    are such, as far from a query under ALiBi; they are made 0, since products with them are slow too."""
+    return (torch.threshold_(x, LEAST_EXPONENT, -math.inf) if deep else x).exp2_()
+
+
+def _is_deep(*biases: Tensor | None) -> bool:
+    """Whether what is added takes some scores so far down that their weights are next to nothing."""
+    return any(
+        float(bias.masked_fill(bias == -math.inf, 0.0).min()) < DEEP
+        for bias in biases
+        if bias is not None and bias.numel()
+    )
+
+
 def _rows(keys: int) -> int:
     """Queries of a block of the own passes."""
     return max(min(16, TILE_ROWS), min(TILE_ROWS, MOST_ELEMENTS // keys))
@@ -602,9 +622,13 @@ def _work(
         yield samples, span, part, (pick(query).to(dtype), key_part, value_part)
 
 
-def _product(x: Tensor, y: Tensor, bias: Tensor | None, here: slice, out: Tensor | None = None) -> Tensor:
-    """``x_i . y_j + bias[i, j]``, the bias taken at columns ``here``: ``[N, R, columns]``."""
-    return torch.bmm(x, y.mT, out=out) if bias is None else torch.baddbmm(bias[..., here], x, y.mT, out=out)
+def _product(
+    x: Tensor, y: Tensor, bias: Tensor | None, here: slice, out: Tensor | None = None, factor: float = 1.0
+) -> Tensor:
+    """``factor * (x_i . y_j + bias[i, j])``, the bias taken at columns ``here``: ``[N, R, columns]``."""
+    if bias is None:
+        return torch.bmm(x if factor == 1.0 else factor * x, y.mT, out=out)
+    return torch.baddbmm(bias[..., here], x, y.mT, beta=factor, alpha=factor, out=out)
 
 
 def _kept(shape: Shape, samples: slice, span: slice, number: int, rows: int, columns: int, like: Tensor) -> Tensor:
@@ -672,14 +696,15 @@ def _weighed(
     dtype = torch.promote_types(query.dtype, torch.float32)
     output = torch.zeros_like(query)
     logsumexp = torch.full(query.shape[:3], torch.inf, dtype=dtype)
+    deep = _is_deep(table, columns)
     for samples, span, part, (q, k, v) in _work(query, key, value, table, columns, shape, flat, dtype):
         q = q * shape.scale
         for number, (a, z, c, d) in enumerate(query_blocks(query.shape[2], key.shape[2], shape, _rows(key.shape[2]))):
             if c >= d:
                 continue
-            scores = _product(q[:, a:z], k[:, c:d], part.bias(a, z, c, d), slice(None))
+            scores = _product(q[:, a:z], k[:, c:d], part.bias(a, z, c, d), slice(None), factor=LOG2_E)
             largest = scores.amax(-1, keepdim=True).clamp_(min=torch.finfo(dtype).min)
-            weights = scores.sub_(largest).exp_()
+            weights = _powers_(scores.sub_(largest), deep)
             total = weights.sum(-1, keepdim=True)
             if shape.dropout:
                 weights.mul_(_kept(shape, samples, span, number, z - a, d - c, q))
@@ -692,5 +717,5 @@ def _weighed(
             result /= total.clamp(min=torch.finfo(dtype).tiny) * shape.share_kept
             count = samples.stop - samples.start
             output[samples, span, a:z] = result.to(query.dtype).unflatten(0, (count, -1))
-            logsumexp[samples, span, a:z] = (largest + total.log())[..., 0].unflatten(0, (count, -1))
+            logsumexp[samples, span, a:z] = ((largest + total.log2()) / LOG2_E)[..., 0].unflatten(0, (count, -1))
     return output, logsumexp

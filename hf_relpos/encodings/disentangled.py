@@ -5,14 +5,17 @@ keys and queries. ``f`` is ``1 / sqrt(D * (1 + number of position terms))`` in t
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
+import torch
 from torch import Tensor
 
 from .encoding import Encoding
 from .inputs import EncodingInputs
 from .options import EncodingOptions
+from .positions import Positions
 from .terms import KeyBuckets, QueryBuckets, ScoreTerm
 
 
@@ -62,12 +65,26 @@ class Disentangled(Encoding[DisentangledOptionsT]):
 
     def score_terms(self, inputs: EncodingInputs) -> tuple[ScoreTerm, ...]:
         positions, scale = inputs.positions, self.content_scale(inputs.scale)
-        table, distances = inputs.shared[self.name].to(inputs.query.dtype), positions.distances()
+        table = inputs.shared[self.name].to(inputs.query.dtype)
         terms: list[ScoreTerm] = []
         if self.options.c2p:
-            keys = self.keys(table, inputs)
-            terms.append(QueryBuckets(scale * inputs.query, keys, self.bucket(distances), positions))
+            rows, bucket = _met(table, self.bucket, positions)
+            terms.append(QueryBuckets(scale * inputs.query, self.keys(rows, inputs), bucket, positions))
         if self.options.p2c:
-            queries = self.queries(table, inputs)
-            terms.append(KeyBuckets(scale * inputs.keys_per_head(), queries, self.p2c_bucket(distances), positions))
+            rows, bucket = _met(table, self.p2c_bucket, positions)
+            terms.append(KeyBuckets(scale * inputs.keys_per_head(), self.queries(rows, inputs), bucket, positions))
         return tuple(terms)
+
+
+def _met(table: Tensor, bucket_of: Callable[[Tensor], Tensor], positions: Positions) -> tuple[Tensor, Tensor]:
+    """The rows of ``table`` that lie between those of the nearest and the farthest distance, and the bucket of each distance, counted from the first of these
+    rows. A short text meets few, and the others need not be projected."""
+    bucket = bucket_of(positions.distances())
+    if positions.identity is None or torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return table, bucket
+    # asked of the CPU, which need not wait for a device; buckets do not decrease, or do not increase, with distance
+    near = positions.query_start - positions.key_start - (positions.num_keys - 1)
+    ends = bucket_of(torch.tensor((near, near + positions.num_distances - 1))).tolist()
+    # one row more at both ends, should another device round otherwise where buckets meet
+    first, last = max(min(ends) - 1, 0), min(max(ends) + 1, len(table) - 1)
+    return table[first : last + 1], bucket - first

@@ -48,6 +48,12 @@ class Part(nn.Module):
         return False
 
     @property
+    def maps_keys_alone(self) -> bool:
+        """Whether all that it does to keys is to map each by its slot, whatever stands around it, so that a cache may hold mapped keys: no other hook of it
+        reads them."""
+        return False
+
+    @property
     def state_width(self) -> int:
         """How many numbers it must remember of each key beyond the key itself."""
         return 0
@@ -236,7 +242,8 @@ class Encoding(Part, Generic[OptionsT]):
             raise ValueError(
                 f"rel_pos combines encodings with different content scales ({before.scale:g} and {scale:g}): keep scaling='host' in all but one"
             )
-        query, key = self.map_query(before.query, inputs), self.map_key(before.key, inputs)
+        query = self.map_query(before.query, inputs)
+        key = before.key if inputs.keys_are_mapped else self.map_key(before.key, inputs)
         if before.query.shape[-1] != self.host.head_dim and (query is not before.query or key is not before.key):
             raise ValueError(
                 f"the encoding {self.name!r} maps queries and keys of width {self.host.head_dim}, but an encoding before it made them "

@@ -72,7 +72,8 @@ class EncodingInputs:
     gets it; in pre-norm hosts that is the normalised input. ``relation_ids`` ``[B, Tq, Tk]``. ``query_index`` ``[B|1, Tq]`` and ``key_index`` ``[B|1, Tk]``: the place of each token in its own text, 0 for the first; unlike slots they
     differ by sample under left padding and start anew in each packed document. ``key_state`` ``[B, Tk, S]``: what
     :meth:`Encoding.key_state` gave for each key. ``seed``: a number drawn once for a forward of the whole model. ``projections``: the host's own
-    maps of ``[N, E]`` to queries and keys ``[H|G, N, D]``. ``shared``: what :class:`SharedPart` modules hand to the layers. ``forward``: what layers compute once
+    maps of ``[N, E]`` to queries and keys ``[H|G, N, D]``. ``shared``: what :class:`SharedPart` modules hand to the layers. ``keys_are_mapped``: whether ``key`` comes from a
+    cache of keys that are mapped already. ``forward``: what layers compute once
     for all of them, for :meth:`once`.
     """
 
@@ -88,6 +89,7 @@ class EncodingInputs:
     seed: int | None = None
     projections: tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]] | None = None
     shared: Mapping[str, Tensor] = field(default_factory=dict)
+    keys_are_mapped: bool = False
     forward: OncePerForward | None = None
 
     def once(self, key: Hashable, compute: Callable[[], T]) -> T:

@@ -86,6 +86,10 @@ class Rope(Encoding[RopeOptions]):
     def changes_with_length(self) -> bool:
         return self.options.rope_scaling is not None and self.options.rope_scaling["rope_type"] in BY_LENGTH
 
+    @property
+    def maps_keys_alone(self) -> bool:
+        return self.options.heads is None and not self.changes_with_length
+
     def _rotate(self, x: Tensor, slots: Tensor, positions: Positions) -> Tensor:
         options = self.options
         rotated, base = int(self.host.head_dim * options.fraction), float(options.base)

@@ -1,14 +1,18 @@
-"""What encodings remember of each key, carried through the host's cache as a few more columns of the keys.
+"""What encodings remember of each key, carried through the host's cache as a few more columns of the keys; and keys that enter a cache already mapped.
 
 A host writes keys to its cache before attention sees them, and knows nothing of gates or segments. :class:`KeyMemory` stands in for the cache
 during one attention module's forward: its ``update`` appends the columns, lets the real cache store and return the wider keys, and takes the
 columns off again. So they follow whatever the cache does with keys: growing, sliding, static buffers, reordering by beam search.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from ..encodings.inputs import EncodingInputs
+from ..encodings.positions import Positions
 
 
 class KeyMemory:
@@ -28,6 +32,32 @@ class KeyMemory:
         stored, values = self.cache.update(wide, values, *args, **kwargs)
         self.state = remembered(stored, width, self.state.shape[-1])
         return stored[..., :width], values
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.cache, name)
+
+
+class MappedKeys:
+    """A cache as an attention module sees it whose ``encodings`` map each key by its slot alone (``maps_keys_alone``): keys enter it mapped, once, instead
+    of being mapped all again for every token that is decoded. New keys stand in the slots from ``first`` on."""
+
+    def __init__(self, cache: Any, encodings: Sequence[nn.Module], first: int | Tensor):
+        self.cache = cache
+        self.encodings = encodings
+        self.first = first
+
+    def update(self, keys: Tensor, values: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """As the cache's own ``update``."""
+        length = keys.shape[2]
+        positions = Positions.consecutive(
+            length, length, query_offset=self.first, key_offset=self.first, device=keys.device
+        )
+        # the scale has no part in what is done to keys
+        inputs = EncodingInputs(keys, keys, positions, scale=1.0)
+        for encoding in self.encodings:
+            keys = encoding.map_key(keys, inputs)  # type: ignore[operator]
+        stored: tuple[Tensor, Tensor] = self.cache.update(keys, values, *args, **kwargs)
+        return stored
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.cache, name)

@@ -21,7 +21,7 @@ from ..attention.call import Mask
 from ..encodings.composition import key_state
 from ..encodings.positions import Positions
 from .compact_mask import CompactMask
-from .key_memory import KeyMemory
+from .key_memory import KeyMemory, MappedKeys
 from .model_inputs import Given, is_tracing
 
 PREFIX = "relpos"
@@ -136,6 +136,7 @@ class Site:
         relpos_query_offset: int | Tensor = 0,
         relpos_given: Given | None = None,
         relpos_memory: KeyMemory | None = None,
+        relpos_keys_are_mapped: bool = False,
         relpos_hidden_states: Tensor | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
@@ -169,6 +170,7 @@ class Site:
             dropout=dropout,
             backend=backend,
             need_weights=weights,
+            keys_are_mapped=relpos_keys_are_mapped,
             **self._optional_inputs(module, encodings, positions, given, relpos_memory, relpos_hidden_states),
         )
 
@@ -237,7 +239,7 @@ def before_attention(
     module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Pre-hook of a self-attention module, before its cache is updated: pass on how many slots lie before the first query, the layer's
-    input where an encoding reads it, and let what encodings remember of keys travel through the cache.
+    input where an encoding reads it, and let what encodings remember of keys travel through the cache, or keys enter it as they are mapped.
 
     Raises RuntimeError when the config, which models may share, was switched to an attention that knows no relative positions.
     """
@@ -259,19 +261,23 @@ def before_attention(
     kwargs = {**kwargs, "relpos_query_offset": offset}
     site: Site = module._relpos_site  # type: ignore[assignment]
     encodings = site.encodings(module)
+    own = cache.self_attention_cache if isinstance(cache, EncoderDecoderCache) else cache
+    stand_in: Any = None
     if any(encoding.state_width or "hidden_states" in encoding.needs for encoding in encodings):  # type: ignore[operator]
         given: Given = kwargs.get("relpos_given") or Given()
         hidden: Tensor = args[0] if args else kwargs["hidden_states"]
         kwargs["relpos_hidden_states"] = hidden
         state = key_state(encodings, replace(given.tokens, hidden_states=hidden))
         if state is not None:
-            own = cache.self_attention_cache if isinstance(cache, EncoderDecoderCache) else cache
-            memory = KeyMemory(own, state)
-            kwargs["relpos_memory"] = memory
-            if isinstance(place, int):
-                args = (*args[:place], memory, *args[place + 1 :])
-            elif isinstance(place, str):
-                kwargs[place] = memory
+            stand_in = KeyMemory(own, state)
+            kwargs["relpos_memory"] = stand_in
+    elif cache is not None and encodings and all(encoding.maps_keys_alone for encoding in encodings):
+        stand_in = MappedKeys(own, encodings, offset)
+        kwargs["relpos_keys_are_mapped"] = True
+    if stand_in is not None and isinstance(place, int):
+        args = (*args[:place], stand_in, *args[place + 1 :])
+    elif stand_in is not None and isinstance(place, str):
+        kwargs[place] = stand_in
     return args, kwargs
 
 
