@@ -110,9 +110,9 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def main() -> None:
-    """Fit each encoding and print the table."""
-    arguments = parse()
+def main(argv: Sequence[str] | None = None) -> None:
+    """Fit each encoding, distil it where asked to, and print the table."""
+    arguments = parse(argv)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
 

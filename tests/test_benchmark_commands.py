@@ -1,9 +1,11 @@
 """The commands that compare measure what they say, at tiny sizes."""
 
 import importlib
+import json
 from dataclasses import replace
 
 import against_host
+import conversion
 import crossovers
 import long_text
 import plot
@@ -16,6 +18,7 @@ from attention_case import BACKWARD, DECODE, FORWARD, Case, Setting
 from call_timing import Effort, interleaved_times, rounds_at
 from comparison import Comparison, compare
 from exponents import exponent
+from families import save_source, save_text
 from peak_memory import CLEAR_REFS
 from result_files import ComparisonResults, Machine
 from step_case import STEP, Shape, StepCase
@@ -331,3 +334,20 @@ def test_results_by_length_are_drawn(scaled, tmp_path, capsys):
     assert (tmp_path / files[0]).read_bytes().startswith(b"\x89PNG")
     with pytest.raises(SystemExit, match="no results"):
         plot.main(["--results", str(tmp_path)])
+
+
+def test_conversion(tmp_path, monkeypatch, capsys):
+    """Each encoding has a row after the fit and one after the distillation."""
+    monkeypatch.setattr(conversion, "LENGTHS", (8, 16))
+    source, text = save_source(tmp_path / "source"), save_text(tmp_path / "text.txt")
+    flags = {"model": source, "text": text, "unseen": text, "tokens": 600, "texts": 4, "passages": 6, "short": 8}
+    flags |= {"long": 16, "distil-steps": 2, "distil-options": '{"tokens": 64}', "output": tmp_path / "found.json"}
+    words = [str(word) for name, value in flags.items() for word in (f"--{name}", value)]
+    conversion.main([*words, "--encodings", '{"type": "t5"}', '{"type": "alibi"}'])
+    _, rows = table_rows(capsys.readouterr().out)
+    kinds = [row[0].split("}")[-1] for row in rows]
+    assert kinds == ["dropped, nothing fitted", "", ", distilled", "", ", distilled"]
+    found = json.loads((tmp_path / "found.json").read_text())["rows"]
+    assert found[2]["distillation"]["steps"] == 2
+    assert found[2]["cpu seconds"] > found[1]["cpu seconds"]
+    assert set(found[2]) >= {"cosine 8", "cosine 16", "Spearman 8", "Spearman 16"}

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import families
 import pytest
@@ -13,7 +14,7 @@ from families import save_source, save_text
 from transformers import AutoModel, BertTokenizer
 
 import hf_relpos
-from hf_relpos.conversion import distillation, distillation_checkpoint
+from hf_relpos.conversion import distillation, distillation_checkpoint, processes
 from hf_relpos.conversion.convert import convert_checkpoint
 from hf_relpos.conversion.distillation import DistillationOptions, distil, trained_parameters
 from hf_relpos.conversion.distillation_targets import student_states, teacher_states
@@ -206,6 +207,13 @@ def test_texts_are_drawn_and_held_out(files):
     assert other.ids.shape != drawn[0].ids.shape or not torch.equal(other.ids, drawn[0].ids)
 
 
+def test_a_text_too_short_to_compare_on(files):
+    tokenizer = BertTokenizer.from_pretrained(files["bert"])
+    fitting = fitting_texts(["w1 w2 " * 40], tokenizer, length=8, tokens=1000)
+    with pytest.raises(ValueError, match=r"the fit left \d+ tokens to compare on, too few for a text of 128"):
+        DistillationTexts(files["text"], tokenizer, fitting, 512)
+
+
 @pytest.mark.parametrize("family", ["bert", "gpt2"])
 def test_a_checkpoint_is_distilled(files, family, tmp_path):
     report = convert_checkpoint(
@@ -315,6 +323,29 @@ def test_bfloat16(pair):
     result = distil(original, student, texts, options(20, precision="bfloat16"))
     assert result.best.score > result.evaluations[0].score
     assert {parameter.dtype for parameter in student.parameters()} == {torch.float32}
+
+
+def test_what_the_launcher_says(monkeypatch):
+    """Its precision counts; half precision that needs a scaled loss is refused."""
+    assert not processes.launched()
+    assert processes.is_first()
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
+    monkeypatch.setenv("RANK", "1")
+    assert not processes.is_first()
+    given = SimpleNamespace(mixed_precision="fp16", process_index=1, num_processes=2, device=torch.device("cpu"))
+    monkeypatch.setattr("accelerate.Accelerator", lambda: given)
+    with pytest.raises(ValueError, match="mixed_precision=fp16 is not valid for a distillation; use no or bf16"):
+        processes.processes(None)
+    for said, asked, found in (("no", None, "float32"), ("no", "bfloat16", "bfloat16"), ("bf16", None, "bfloat16")):
+        given.mixed_precision = said
+        together = processes.processes(asked)
+        assert (together.precision, together.index, together.count) == (found, 1, 2)
+
+
+@pytest.mark.parametrize(("can", "found"), [({"avx512_bf16": True}, "bfloat16"), ({"avx2": True}, "float32")])
+def test_the_precision_of_a_cpu(can, found, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: can)
+    assert processes.Processes().precision == found
 
 
 @pytest.mark.slow

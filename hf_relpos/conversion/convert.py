@@ -181,9 +181,9 @@ class _Distillation:
     options: DistillationOptions
     folder: Path | None
 
-    def check(self, config: Any) -> int:
-        """The longest texts that the teacher reads; ValueError or OSError when something is wrong with the arguments."""
-        length = _fit_length(config, self.options.length, "distil_length")
+    def check(self, config: Any, fitted: int) -> int:
+        """The longest texts that the teacher reads, those of the fit unless told otherwise; ValueError or OSError when something is wrong with the arguments."""
+        length = fitted if self.options.length is None else _fit_length(config, self.options.length, "distil_length")
         if self.folder is not None:
             check_folder(self.folder)
         return length
@@ -258,8 +258,9 @@ def _fitted(
         rel_pos = fitting_value(rel_pos)
         check_fittable(cls.from_pretrained(source, rel_pos=rel_pos, absolute="drop"))
     length = _fit_length(original.config, length, "fit_length")
-    longest = None if distillation is None else distillation.check(original.config)
+    longest = None if distillation is None else distillation.check(original.config, length)
     texts = fitting_texts(text, tokenizer, length=length, tokens=tokens)
+    reading = None if longest is None else DistillationTexts(text, tokenizer, texts, longest)
 
     def load(value: Any) -> Any:
         return cls.from_pretrained(source, rel_pos=value, absolute="drop")
@@ -278,11 +279,11 @@ def _fitted(
     found = compare(original, converted, texts)
     named = str(text) if isinstance(text, (str, Path)) else "given strings"
     fit = FitReport(source, named, converted.config.rel_pos, result, dropped, found, tried)
-    if distillation is not None:
+    if distillation is not None and reading is not None:
         fit.distillation = distil(
             original,
             converted,
-            DistillationTexts(text, tokenizer, texts, longest or length),
+            reading,
             distillation.options,
             together=together,
             folder=distillation.folder,

@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ class DistillationOptions:
     """How a model is distilled.
 
     ``steps`` of about ``tokens`` tokens in texts of up to ``length`` (what the fit read, unless given), a share ``beyond`` of them with texts that are longer than the teacher's.
+    ``layers``: of how many, counted from the last, hidden states are compared.
     ``learning_rate`` of weights, ``encoding_rate`` of encodings, at their peaks; the share ``first`` of the steps leaves matrices alone. ``evaluate_every`` so many steps
     (a twentieth of them unless given) the held-out texts are read; ``patience`` evaluations in a row that are no better than the best end the training.
     ``precision``: of activations, bfloat16 where the CPU computes in it unless given. Raises ValueError for values out of range.
@@ -39,18 +41,19 @@ class DistillationOptions:
     steps: int
     tokens: int = 2048
     length: int | None = None
-    learning_rate: float = 2e-4
+    layers: int = 2
+    learning_rate: float = 1.5e-4
     encoding_rate: float = 1e-3
     first: float = 0.1
     beyond: float = 0.1
     evaluate_every: int | None = None
-    patience: int = 5
+    patience: int = 10
     max_norm: float = 1.0
     precision: str | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("steps", "tokens", "evaluate_every", "patience"):
+        for name in ("steps", "tokens", "layers", "evaluate_every", "patience"):
             value = getattr(self, name)
             if value is not None:
                 self._need(name, isinstance(value, int) and value >= 1, "a whole number of at least 1")
@@ -170,7 +173,7 @@ class _Run:
         )
         self.held_out = [self._moved(some) for some in texts.held_out()]
         with together.autocast():
-            self.targets = Targets.of(teacher, self.held_out)
+            self.targets = Targets.of(teacher, self.held_out, options.layers)
         self.weights = {name: one for name, one in WEIGHTS.items() if name != "logits" or has_logits(student)}
         self.known: list[States] | None = None
         measure = "exp(-KL) of next tokens" if has_logits(student) else "cosine of pooled outputs"
@@ -190,7 +193,7 @@ class _Run:
     def _moved(self, texts: StepTexts) -> StepTexts:
         return StepTexts(texts.ids.to(self.together.device), texts.factor, texts.before, texts.after)
 
-    @property
+    @cached_property
     def identity(self) -> dict[str, Any]:
         """What makes this run the run that it is."""
         held_out = {

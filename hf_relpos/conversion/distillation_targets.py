@@ -1,4 +1,4 @@
-"""What a student is to have of its teacher: hidden states of every layer, their mean over a text, and the next tokens of a decoder."""
+"""What a student is to have of its teacher: hidden states of the last layers, their mean over a text, and the next tokens of a decoder."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -74,17 +74,17 @@ def student_states(model: Any, texts: StepTexts) -> States:
 
 @dataclass
 class Targets:
-    """The loss; ``scales``: how much the teacher's states vary, one number for each layer, and ``pooled_scale`` the same for its means."""
+    """The loss; ``scales``: how much the teacher's states vary, one number for each of its last layers, and ``pooled_scale`` the same for its means."""
 
     scales: list[float]
     pooled_scale: float
 
     @classmethod
     @torch.no_grad()
-    def of(cls, teacher: Any, held_out: Sequence[StepTexts]) -> "Targets":
-        """Scales from the texts held out."""
+    def of(cls, teacher: Any, held_out: Sequence[StepTexts], layers: int) -> "Targets":
+        """Scales of the last ``layers`` from the texts held out."""
         states = teacher_states(teacher, held_out[-1])
-        flat = [one.flatten(0, 2) for one in states.hidden]
+        flat = [one.flatten(0, 2) for one in states.hidden[-layers:]]
         means = states.pooled().flatten(0, 1)
         spread = float((means - means.mean(0)).square().mean()) if len(means) > 1 else 0.0
         return cls(
@@ -95,14 +95,17 @@ class Targets:
     def loss(self, wanted: States, found: States) -> dict[str, Tensor]:
         """The parts of the loss, each a mean over rows:
 
-        ``layers``  mean over layers of |s - t|^2 / scale; ``token``  1 - cos(s, t) of the last hidden states;
+        ``layers``  mean over the last layers of |s - t|^2 / scale; ``token``  1 - cos(s, t) of the last hidden states;
         ``pooled``  |mean s - mean t|^2 / scale, the mean over a part; ``logits``  KL(teacher | student) of the next token, in nats.
         """
+        first = -len(self.scales)
         parts = {
             "layers": torch.stack(
                 [
                     (mine - theirs).square().mean() / scale
-                    for mine, theirs, scale in zip(found.hidden, wanted.hidden, self.scales, strict=True)
+                    for mine, theirs, scale in zip(
+                        found.hidden[first:], wanted.hidden[first:], self.scales, strict=True
+                    )
                 ]
             ).mean(),
             "token": 1 - torch.cosine_similarity(found.hidden[-1], wanted.hidden[-1], dim=-1).mean(),

@@ -49,7 +49,10 @@ class StepTexts:
 
 @dataclass(frozen=True)
 class DistillationTexts:
-    """All of ``source`` but what ``fitting`` holds out; ``length``: tokens of the longest texts that the teacher reads."""
+    """All of ``source`` but what ``fitting`` holds out; ``length``: tokens of the longest texts that the teacher reads.
+
+    Raises ValueError when no text of any length is held out.
+    """
 
     source: Text
     tokenizer: Any
@@ -61,6 +64,11 @@ class DistillationTexts:
     def __post_init__(self) -> None:
         object.__setattr__(self, "before", self.fitting.long.before)
         object.__setattr__(self, "after", self.fitting.long.after)
+        if not self.held_out():
+            raise ValueError(
+                f"the fit left {len(self.held_out_ids())} tokens to compare on, too few for a text of {self.lengths[-3:][0]}; give more text, or a greater "
+                "fit_length"
+            )
 
     @property
     def lengths(self) -> list[int]:
