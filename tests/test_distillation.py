@@ -172,7 +172,7 @@ def test_a_loss_that_is_no_number(pair):
 def test_parts_of_a_long_text(pair, family):
     """The teacher reads each part by itself, the student the whole; what is compared are the same tokens."""
     original, student, texts = pair(family)
-    long = next(one for one in texts.steps(128, 1.0, 0) if one.factor == 2)
+    long = next(step[-1] for step in texts.steps(256, 1.0, 0) if step[-1].factor == 2)
     rows, width = len(long.ids), long.ids.shape[1] // 2
     frame = len(long.before) + len(long.after)
     assert long.whole().shape == (rows, 2 * width + frame)
@@ -198,13 +198,15 @@ def test_texts_are_drawn_and_held_out(files):
     assert source[: len(fitted) + len(held_out)] == fitted + held_out
     stretch = next(texts._stretches())
     assert stretch == fitted + source[len(fitted) + len(held_out) :]
-    steps = texts.steps(96, 0.3, 0)
-    drawn = [next(steps) for _ in range(200)]
-    assert {(one.whole().shape[1], one.factor) for one in drawn} == {(8, 1), (12, 1), (24, 1), (46, 2), (90, 4)}
-    later = texts.steps(96, 0.3, 0, first=150)
-    assert torch.equal(next(later).ids, drawn[150].ids)
-    other = next(texts.steps(96, 0.3, 1))
-    assert other.ids.shape != drawn[0].ids.shape or not torch.equal(other.ids, drawn[0].ids)
+    steps = texts.steps(288, 0.3, 0)
+    drawn = [next(steps) for _ in range(100)]
+    usual = [(12, 8, 1), (8, 12, 1), (4, 24, 1)]
+    shapes = {tuple((len(one.ids), one.whole().shape[1], one.factor) for one in step) for step in drawn}
+    assert shapes == {tuple(usual), (*usual, (2, 46, 2)), (*usual, (1, 90, 4))}
+    assert 15 < sum(len(step) == 4 for step in drawn) < 45
+    later = next(texts.steps(288, 0.3, 0, first=90))
+    assert all(torch.equal(one.ids, other.ids) for one, other in zip(later, drawn[90], strict=True))
+    assert not torch.equal(next(texts.steps(288, 0.3, 1))[0].ids, drawn[0][0].ids)
 
 
 def test_a_text_too_short_to_compare_on(files):

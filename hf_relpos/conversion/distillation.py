@@ -264,22 +264,25 @@ class _Run:
             for parameter in group["params"]:
                 parameter.requires_grad_(group["kind"] != "matrix" or step >= first)
 
-    def _step(self, texts: StepTexts) -> float:
+    def _step(self, step: list[StepTexts]) -> float:
         """One step on all processes; each takes a share of its rows."""
         self._rates()
-        rows, together = len(texts.ids), self.together
-        mine = self._moved(texts.take(slice(together.index, None, together.count)))
+        together = self.together
         self.optimizer.zero_grad(set_to_none=True)
         told = torch.zeros(len(self.weights), device=together.device)
-        if len(mine.ids):
-            share = len(mine.ids) / rows
+        for number, texts in enumerate(step):
+            # in turn, for some texts are too long for a row each
+            mine = self._moved(texts.take(slice((together.index + number) % together.count, None, together.count)))
+            if not len(mine.ids):
+                continue
+            share = len(mine.ids) / len(texts.ids) / len(step)
             with together.autocast():
                 with torch.no_grad():
                     wanted = teacher_states(self.teacher, mine)
                 found = student_states(self.student, mine)
             parts = self.targets.loss(wanted, found)
             torch.stack([weight * parts[name] for name, weight in self.weights.items()]).sum().mul(share).backward()
-            told = torch.stack([parts[name].detach() * share for name in self.weights])
+            told += torch.stack([parts[name].detach() * share for name in self.weights])
         learning = [parameter for parameter in self.trained.values() if parameter.requires_grad]
         if together.count > 1:
             self._add_gradients(learning)
@@ -292,7 +295,7 @@ class _Run:
                 f"the distillation failed at step {self.result.steps + 1}: its loss is {total} and the norm of its gradient {norm}; lower distil_learning_rate"
             )
         self.optimizer.step()
-        self.result.tokens += texts.ids.numel() + rows * (len(texts.before) + len(texts.after))
+        self.result.tokens += sum(texts.whole().numel() for texts in step)
         for name, value in {"loss": total, **losses}.items():
             self.sums[name] = self.sums.get(name, 0.0) + value
         self.summed += 1

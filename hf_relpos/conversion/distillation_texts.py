@@ -117,27 +117,26 @@ class DistillationTexts:
                 yield stretch
                 stretch = []
 
-    def steps(self, tokens: int, beyond: float, seed: int, first: int = 0) -> Iterator[StepTexts]:
-        """Texts of about ``tokens`` tokens for each step from the ``first`` on, a function of ``seed`` and the step: of one length drawn anew, from places drawn
-        anew; a share ``beyond`` of the steps reads longer texts than the teacher."""
+    def steps(self, tokens: int, beyond: float, seed: int, first: int = 0) -> Iterator[list[StepTexts]]:
+        """Texts of about ``tokens`` tokens for each step from the ``first`` on, a function of ``seed`` and the step, from places drawn anew: an even share for each
+        length, since what one length wants of a model that cannot see it moves the others, and in a share ``beyond`` of the steps another for a longer text
+        than the teacher reads."""
         step = 0
         for stretch in self._stretches():
             held = torch.tensor(stretch)
             for _ in range(max(1, len(stretch) // tokens)):
                 if step >= first:
-                    yield self._draw(held, tokens, beyond, seed, step)
+                    yield self._draw(held, tokens, beyond, torch.Generator().manual_seed(seed * 1_000_003 + step))
                 step += 1
 
-    def _draw(self, stretch: Tensor, tokens: int, beyond: float, seed: int, step: int) -> StepTexts:
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
-
-        def draw(count: int) -> int:
-            return int(torch.randint(count, (), generator=generator))
-
-        length, factor = self.lengths[draw(len(self.lengths))], 1
+    def _draw(self, stretch: Tensor, tokens: int, beyond: float, generator: torch.Generator) -> list[StepTexts]:
+        kinds = [(length, 1) for length in self.lengths]
         if float(torch.rand((), generator=generator)) < beyond:
-            length, factor = self.length, FACTORS[draw(len(FACTORS))]
-        width = self._width(length) * factor
-        rows = max(1, tokens // (factor * length))
-        starts = torch.randint(len(stretch) - width + 1, (rows, 1), generator=generator)
-        return StepTexts(stretch[starts + torch.arange(width)], factor, self.before, self.after)
+            kinds.append((self.length, FACTORS[int(torch.randint(len(FACTORS), (), generator=generator))]))
+        found = []
+        for length, factor in kinds:
+            width = self._width(length) * factor
+            rows = max(1, tokens // len(self.lengths) // (factor * length))
+            starts = torch.randint(len(stretch) - width + 1, (rows, 1), generator=generator)
+            found.append(StepTexts(stretch[starts + torch.arange(width)], factor, self.before, self.after))
+        return found
