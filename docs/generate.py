@@ -9,6 +9,8 @@ import json
 import re
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from method_pages import DEPENDS, FOLDER, HOST, LENGTH, pages, picture_paths, table
@@ -30,27 +32,96 @@ def methods() -> str:
     return table(("depends on", "methods"), [(depends, " ".join(found)) for depends, found in names.items() if found])
 
 
-def squad() -> str:
-    """The four arms on SQuAD v1.1 from ``docs/results/squad_minilm.json``."""
-    stored = json.loads((RESULTS / "squad_minilm.json").read_text(encoding="utf-8"))
-    rows = [
-        (arm["name"], f"{arm['metrics']['exact_match']:.2f}", f"{arm['metrics']['f1']:.2f}") for arm in stored["arms"]
-    ]
-    total = stored["arms"][0]["metrics"]["total"]
+@dataclass(frozen=True)
+class Topic:
+    """A table of docs/results.md from ``docs/results/FILE.json``: its rows, which may not have been run, and the metrics in its columns."""
+
+    file: str
+    columns: dict[str, str]
+    arms: tuple[str, ...] = ()
+    first: str = "model"
+    part: str = "arms"
+
+
+TOPICS = {
+    "squad": Topic("squad_minilm", {"EM": "exact_match", "F1": "f1"}),
+    "squad-search": Topic("squad_minilm", {"EM": "exact_match", "F1": "f1"}, first="learning rate", part="search"),
+    "polarity": Topic(
+        "polarity",
+        {"accuracy": "accuracy", "macro F1": "macro_f1", "MCC": "mcc"},
+        ("stock", "absolute dropped + `t5`"),
+    ),
+    "banking": Topic(
+        "banking77",
+        {"accuracy": "accuracy", "macro F1": "macro_f1", "MCC": "mcc"},
+        ("stock", "absolute dropped + `t5`"),
+    ),
+    "reviews": Topic(
+        "movie_reviews",
+        {"reviews cut, %": "truncated", "accuracy": "accuracy", "macro F1": "macro_f1", "MCC": "mcc"},
+        (
+            "stock, 512 tokens",
+            "absolute dropped + `t5`, 512 tokens",
+            "absolute dropped + `t5`, 2,048 tokens",
+        ),
+    ),
+    "semeval": Topic(
+        "semeval",
+        {"macro F1": "macro_f1", "accuracy": "accuracy"},
+        (
+            "stock",
+            "absolute kept + `relative_key_query`",
+            "absolute kept + `relation` by `--relation_ids`",
+            "absolute dropped + `t5`",
+        ),
+    ),
+    "scan": Topic(
+        "scan_length",
+        {"exact match": "exact_match", "BLEU": "bleu", "chrF": "chrf"},
+        ("learned positions (stock)", "`t5`", "`alibi`", "`rope`", "`none`"),
+    ),
+    "mlm": Topic(
+        "mlm_wikitext2",
+        {"128": "perplexity", **{f"{n:,}": f"perplexity_{n}" for n in (256, 512, 1024, 2048)}},
+        ("stock", "absolute dropped + `t5`", "absolute dropped + `alibi`"),
+    ),
+}
+
+
+def results(topic: Topic) -> str:
+    """The rows of a topic, and below them the machine and the minutes that they took on one core."""
+    path = RESULTS / f"{topic.file}.json"
+    stored = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {topic.part: []}
+    runs = {run["name"]: run for run in stored[topic.part]}
+    unknown = set(runs) - set(topic.arms or runs)
+    if unknown:
+        raise ValueError(f"{path} has runs that its table does not: {', '.join(sorted(unknown))}")
+    rows = []
+    for name in topic.arms or tuple(runs):
+        if name in runs:
+            metrics = runs[name]["metrics"]
+            cells = [f"{metrics[key]:.2f}" if key in metrics else "-" for key in topic.columns.values()]
+        else:
+            cells = ["not run yet", *[""] * (len(topic.columns) - 1)]
+        minutes = runs.get(name, {}).get("minutes")
+        rows.append((name, *cells, "" if minutes is None else f"{minutes:.0f}"))
+    header: tuple[str, ...] = (topic.first, *topic.columns, "minutes")
+    if not any(row[-1] for row in rows):
+        header, rows = header[:-1], [row[:-1] for row in rows]
+    found = table(header, rows)
+    if topic.part != "arms" or not runs:
+        return found
     machine = ", ".join(f"{key} {value}" for key, value in stored["environment"].items())
-    return table(("model", "EM", "F1"), rows) + f"\n{total:.0f} questions; {machine}.\n"
+    total = next(iter(runs.values()))["metrics"].get("total")
+    counted = "" if total is None else f"{total:,.0f} rows to evaluate on; "
+    timed = "minutes of one core for training and evaluation; " if "minutes" in header else ""
+    return f"{found}\n{counted}{timed}{machine}.\n"
 
 
-def search() -> str:
-    """The search of the learning rate, from the same file."""
-    stored = json.loads((RESULTS / "squad_minilm.json").read_text(encoding="utf-8"))
-    rows = [
-        (run["name"], f"{run['metrics']['exact_match']:.2f}", f"{run['metrics']['f1']:.2f}") for run in stored["search"]
-    ]
-    return table(("learning rate", "EM", "F1"), rows)
-
-
-PARTS: dict[str, Callable[[], str]] = {"methods": methods, "squad": squad, "squad-search": search}
+PARTS: dict[str, Callable[[], str]] = {
+    "methods": methods,
+    **{name: partial(results, topic) for name, topic in TOPICS.items()},
+}
 
 
 def render(text: str) -> str:
