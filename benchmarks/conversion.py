@@ -96,7 +96,8 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--text", required=True, help="text to fit on")
     parser.add_argument("--unseen", required=True, help="text to compare on")
     parser.add_argument("--model", help="folder of an encoder with absolute positions; MiniLM unless given")
-    parser.add_argument("--encodings", nargs="+", type=json.loads, default=ENCODINGS, help="rel_pos values as JSON")
+    parser.add_argument("--encodings", nargs="*", type=json.loads, default=ENCODINGS, help="rel_pos values as JSON")
+    parser.add_argument("--converted", nargs="+", default=[], help="folders of converted models, measured as they are")
     parser.add_argument("--tokens", type=int, default=16_000, help="tokens to fit on")
     parser.add_argument("--distil-steps", type=int, help="then distil so many steps")
     parser.add_argument(
@@ -143,6 +144,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             arguments.output.write_text(json.dumps(values, indent=1) + "\n")
 
     add({"encoding": "dropped, nothing fitted"}, load({"type": "none"}, "drop"))
+    for folder in arguments.converted:
+        report = json.loads((Path(folder) / "conversion.json").read_text())
+        add({"encoding": Path(folder).name, "conversion": report}, family.from_pretrained(folder).eval())
     for rel_pos in arguments.encodings:
         start = time.process_time()
         converted = load(fitting_value(rel_pos), "drop")

@@ -351,3 +351,10 @@ def test_conversion(tmp_path, monkeypatch, capsys):
     assert found[2]["distillation"]["steps"] == 2
     assert found[2]["cpu seconds"] > found[1]["cpu seconds"]
     assert set(found[2]) >= {"cosine 8", "cosine 16", "Spearman 8", "Spearman 16"}
+
+    done = tmp_path / "done"
+    hf_relpos.convert_checkpoint(str(source), done, rel_pos={"type": "t5"}, fit=text, fit_length=16)
+    conversion.main([*words, "--encodings", "--converted", str(done)])
+    found = json.loads((tmp_path / "found.json").read_text())["rows"]
+    assert [row["encoding"] for row in found] == ["dropped, nothing fitted", "done"]
+    assert found[1]["conversion"]["layers"]
