@@ -118,8 +118,24 @@ def results(topic: Topic) -> str:
     return f"{found}\n{counted}{timed}{machine}.\n"
 
 
+def lengths() -> str:
+    """Perplexity by length of the study of lengths, from ``docs/results/length_wikitext2.json``, which is its ``length.json``."""
+    stored = json.loads((RESULTS / "length_wikitext2.json").read_text(encoding="utf-8"))
+    columns = list(dict.fromkeys(length for method in stored["methods"].values() for length in method["lengths"]))
+    rows = []
+    for name, method in stored["methods"].items():
+        found = {length: method["lengths"][length]["perplexity"] for length in columns if length in method["lengths"]}
+        growth = f"×{found[columns[-1]] / found[columns[0]]:.2f}" if columns[-1] in found else ""
+        cells = [f"{found[length]:.1f}" if length in found else "cannot" for length in columns]
+        rows.append((f"`{name}`", *cells, growth))
+    header = ("trained with", *(f"{int(length):,}" for length in columns), f"{int(columns[-1]):,} / {columns[0]}")
+    machine = ", ".join(f"{key} {value}" for key, value in stored["environment"].items())
+    return f"{table(header, rows)}\n{machine}.\n"
+
+
 PARTS: dict[str, Callable[[], str]] = {
     "methods": methods,
+    "length": lengths,
     **{name: partial(results, topic) for name, topic in TOPICS.items()},
 }
 
