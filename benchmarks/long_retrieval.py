@@ -17,6 +17,7 @@ import gzip
 import json
 import math
 import random
+import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -186,7 +187,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             )
     if arguments.output:
         about = {
-            "command": " ".join(["python benchmarks/long_retrieval.py", *(sys.argv[1:] if argv is None else argv)]),
+            "command": shlex.join(
+                ["python", "benchmarks/long_retrieval.py", *(sys.argv[1:] if argv is None else argv)]
+            ),
             "machine": vars(describe_machine("cpu")),
             "versions": versions(),
             "seconds": time.monotonic() - started,
