@@ -162,3 +162,13 @@ def test_half_precision_stays_close(dtype):
     close = hf_relpos.attention(*drawn, encoding, backend="linear_memory", **arguments)
     assert close.dtype == dtype
     torch.testing.assert_close(close.float(), exact, rtol=0.02, atol=0.02)
+
+
+@pytest.mark.parametrize("backend", ["eager", "sdpa", "linear_memory"])
+@pytest.mark.parametrize("rel_pos", [None, {"type": "t5"}, {"type": "rope"}])
+def test_without_any_key_the_output_is_zero(rel_pos, backend):
+    encoding = None if rel_pos is None else hf_relpos.build_encoding(rel_pos, num_heads=2, head_dim=8, causal=False)
+    query, nothing = torch.randn(1, 2, 3, 8), torch.randn(1, 2, 0, 8)
+    with torch.no_grad():
+        output = hf_relpos.attention(query, nothing, nothing, encoding, backend=backend)
+    assert torch.equal(output, torch.zeros(1, 2, 3, 8))

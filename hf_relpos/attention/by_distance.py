@@ -562,7 +562,7 @@ def _with_last(features: Tensor, more: Tensor | None) -> Tensor:
 
 
 def _powers_(x: Tensor, deep: bool) -> Tensor:
-    """``2 ** x`` in place for ``x <= 0``: PyTorch's ``exp`` takes twice as long on CPUs, and thirty times where the result is no normal number any more. ``deep``: there
+    """``2 ** x`` in place for ``x <= 0``: PyTorch's ``exp`` takes longer on CPUs, and far longer where the result is no normal number any more. ``deep``: there
     are such, as far from a query under ALiBi; they are made 0, since products with them are slow too."""
     return (torch.threshold_(x, LEAST_EXPONENT, -math.inf) if deep else x).exp2_()
 

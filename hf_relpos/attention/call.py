@@ -81,6 +81,8 @@ class Mask:
 def rows_without_keys(scores: Tensor) -> Tensor | None:
     """Which rows ``[..., R, 1]`` of scores ``[..., R, C]`` are minus infinity throughout; None where it is seen that there are none, which is not looked for where looking
     has a price: on an accelerator, or in a graph."""
+    if not scores.shape[-1]:
+        return scores.new_ones(*scores.shape[:-1], 1, dtype=torch.bool)
     # the largest of a row takes a fraction of the time of a comparison of all
     blind = scores.detach().amax(dim=-1, keepdim=True) == -math.inf
     if scores.device.type != "cpu" or torch.compiler.is_compiling() or torch.jit.is_tracing():

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import dropout, pad
 
 from ..encodings.terms import ALL, KeyBuckets
-from .call import AttentionCall, Mask
+from .call import AttentionCall, Mask, rows_without_keys
 
 # queries up to which this is faster than the fused kernel, whatever the number of keys
 FEW_QUERIES = 8
@@ -40,9 +40,7 @@ def run(call: AttentionCall) -> Tensor:
         added = nothing.masked_fill(~visible, -math.inf)
     blind = None
     if added is not None:
-        blind = added.amax(dim=-1, keepdim=True) == -math.inf
-        if _shows_values(blind) and not bool(blind.any()):
-            blind = None
+        blind = rows_without_keys(added)
         scores = scores + (added if blind is None else added.masked_fill(blind, 0.0))
     weights = scores.softmax(dim=-1)
     if blind is not None:
