@@ -38,18 +38,19 @@ LENGTHS = [128, 256, 512, 1024, 2048]
 
 @dataclass(frozen=True)
 class HostRow:
-    """An encoding, and how its host computes it: ``says`` in words."""
+    """An encoding, and how its host computes it: ``says`` in words. ``later``: what a model's layers share is made before the call, by the host and by us."""
 
     encoding: str
     path: Path
     says: str
     options: tuple[tuple[str, Any], ...] = ()
     causal: bool = False
+    later: bool = True
 
 
 HOSTS = {
     "t5-prebuilt": HostRow("t5", host_paths.t5_prebuilt, "T5, sdpa, its bias built once for all layers"),
-    "t5-rebuilt": HostRow("t5", host_paths.t5_rebuilt, "T5, sdpa, its bias built in this layer"),
+    "t5-rebuilt": HostRow("t5", host_paths.t5_rebuilt, "T5, sdpa, its bias built in this layer", later=False),
     "bloom": HostRow("alibi", host_paths.bloom, "BLOOM", causal=True),
     "mpt": HostRow("alibi", host_paths.mpt, "MPT", causal=True),
     "relative_key": HostRow("relative_key", host_paths.relative_key, "BERT of transformers 4, its einsum"),
@@ -68,7 +69,7 @@ def measure(arguments: argparse.Namespace, device: str) -> Iterator[Comparison]:
     plan = [(n, length, b) for n in arguments.hosts for length in arguments.lengths for b in (False, True)]
     for name, length, backward in tqdm(plan, unit="case", mininterval=1):
         row = HOSTS[name]
-        ours = Case(setting, length, row.causal, backward, row.encoding, "auto", row.options)
+        ours = Case(setting, length, row.causal, backward, row.encoding, "auto", row.options, later=row.later)
         theirs = RivalCase(setting, length, backward, row.path)
         effort = Effort(rounds=rounds_at(arguments.rounds, length), max_rounds=51, clock=arguments.clock)
         yield compare((row.encoding, name), ours, theirs, effort, memory=backward)

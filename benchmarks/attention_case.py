@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from later_layer import later_layer
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from workload import WARM_UP_LENGTH
@@ -37,7 +38,7 @@ class Case:
     ``backward``: the forward pass with gradients for queries, keys, values and the encoding's parameters, instead of the forward pass
     without autograd. ``options``: of the encoding, as pairs; defaults otherwise. ``dropout``: of attention weights. ``padding``: for each sample of the batch
     the part of the length that is tokens, padding follows them; empty when all is. ``decode``: the last token alone is the query, the keys
-    and values of all tokens are a cache.
+    and values of all tokens are a cache. ``later``: a layer of a model after the first, which finds what layers share.
     """
 
     setting: Setting
@@ -50,12 +51,15 @@ class Case:
     dropout: float = 0.0
     padding: tuple[float, ...] = ()
     decode: bool = False
+    later: bool = False
 
     def __post_init__(self) -> None:
         if self.padding and (self.causal or len(self.padding) != self.setting.batch):
             raise ValueError(
                 f"padding={self.padding} is not valid: bidirectional attention, one number for each of B={self.setting.batch}"
             )
+        if self.later and (self.padding or self.dropout or self.decode):
+            raise ValueError("later=True is not valid with padding, dropout or decode")
         if self.decode and (self.backward or not self.causal):
             raise ValueError("decode=True is not valid with backward=True or causal=False")
 
@@ -126,6 +130,9 @@ class Case:
                 dropout_p=self.dropout,
                 is_causal=self.causal and not self.decode,
             )
+        elif self.later:
+            attend, made = later_layer(query, key, value, module, causal=self.causal, backend=self.backend)
+            inputs += [*module.parameters(), *made]
         else:
             others = optional_inputs(self, module.needs)
             inputs += [*module.parameters(), *(tensor for tensor in others.values() if tensor.requires_grad)]

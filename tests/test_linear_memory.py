@@ -1,7 +1,9 @@
 """The linear-memory backend where it has several blocks and tiles: equal to the dense oracle, the same bits each time, and linear indeed."""
 
+import math
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,7 +17,7 @@ from hf_relpos.attention.call import AttentionCall, Mask
 from hf_relpos.attention.functional import optional_inputs
 from hf_relpos.encodings.inputs import Contribution, EncodingInputs
 from hf_relpos.encodings.positions import Positions
-from hf_relpos.encodings.terms import DistanceTable, KeyBuckets, PairBuckets, QueryBuckets
+from hf_relpos.encodings.terms import DistanceTable, KeyBuckets, KeyVector, PairBuckets, QueryBuckets
 
 CASES = all_cases()
 every_case = pytest.mark.parametrize("case", CASES, ids=label)
@@ -263,7 +265,7 @@ def test_the_kernel_reads_its_mask_in_place(case, monkeypatch):
 
 def test_auto_takes_it_where_it_is_the_better_choice(monkeypatch):
     monkeypatch.setattr(linear_memory, "FEW_QUERIES", 8)
-    linear, dense = BACKENDS["linear_memory"], BACKENDS["sdpa"]
+    linear, dense, eager = BACKENDS["linear_memory"], BACKENDS["sdpa"], BACKENDS["eager"]
 
     def call(length, queries=None, terms=(), dtype=torch.float32, **options):
         queries = queries or length
@@ -277,22 +279,24 @@ def test_auto_takes_it_where_it_is_the_better_choice(monkeypatch):
     content = QueryBuckets(torch.zeros(1, 12, 64, 4), torch.zeros(127, 4), None, positions)
     pairs = PairBuckets(torch.zeros(1, 12, 64, 2), torch.zeros(1, 64, 64, dtype=torch.long))
     # by distance: from the crossovers on; what must be recomputed for its gradient: only where scores are many; a handful of queries: always
-    (numbers, numbers_learned), (vectors, vectors_learned) = linear_memory.CROSSOVERS.values()
-    assert choose("auto", call(numbers_learned, terms=(table,))) is linear
-    assert choose("auto", call(numbers_learned - 1, terms=(table,))) is dense
-    assert choose("auto", call(vectors_learned, terms=(content,))) is linear
-    assert choose("auto", call(vectors_learned - 1, terms=(content,))) is dense
-    assert choose("auto", call(vectors_learned - 1, terms=(table,), dropout=0.1)) is dense
-    assert choose("auto", call(vectors_learned, terms=(table,), dropout=0.1)) is linear
-    assert choose("auto", call(2048, terms=(pairs,))) is dense
+    gates = KeyVector(torch.zeros(1, 12, 64), positions)
+    for term, (keys, scores) in zip((gates, table, content), linear_memory.CROSSOVERS.values(), strict=True):
+        square = math.ceil((scores / 12) ** 0.5)
+        assert choose("auto", call(square, terms=(term,))) is linear
+        assert choose("auto", call(square - 1, terms=(term,))) is (dense if term is table else eager)
+        assert choose("auto", call(square, terms=(term,), dropout=0.1)) is linear
+        with torch.no_grad():
+            assert choose("auto", call(keys, terms=(term,))) is linear
+            assert choose("auto", call(keys - 1, terms=(term,))) is dense
+    learned = replace(table, table=table.table.clone().requires_grad_())
+    assert choose("auto", call(64, terms=(learned,))) is eager
+    assert choose("auto", call(2048, terms=(pairs,))) is eager
     assert choose("auto", call(4096, terms=(pairs,))) is linear
     assert choose("auto", call(64, 1, terms=(content,))) is linear
     assert choose("auto", call(64, 1, terms=(table,), dtype=torch.bfloat16)) is linear
     with torch.no_grad():
-        assert choose("auto", call(numbers, terms=(table,))) is linear
-        assert choose("auto", call(numbers - 1, terms=(table,))) is dense
-        assert choose("auto", call(vectors, terms=(pairs,))) is linear
-        assert choose("auto", call(vectors - 1, terms=(content,))) is dense
+        assert choose("auto", call(linear_memory.CROSSOVERS["vectors"][0], terms=(pairs,))) is linear
+        assert choose("auto", call(linear_memory.CROSSOVERS["vectors"][0] - 1, terms=(pairs,))) is dense
 
 
 @pytest.mark.parametrize(

@@ -42,6 +42,7 @@ def attend(
         total.row_maps,
         dropout,
         need_weights,
+        inputs.forward,
     )
     output, weights = choose(backend, call).run(call)
     return output, weights if need_weights else None

@@ -18,6 +18,7 @@ from .linear_memory import run as linear_memory_run
 from .linear_memory import suits as linear_memory_suits
 from .sdpa import objections as sdpa_objections
 from .sdpa import run as sdpa_run
+from .sdpa import suits as sdpa_suits
 from .triton import missing as triton_missing
 from .triton import objections as triton_objections
 from .triton import run as triton_run
@@ -49,7 +50,7 @@ _FLEX_NOTE = "not measured on a GPU yet; on a CPU it holds all scores and has no
 # in the order in which "auto" prefers them
 BACKENDS: dict[str, Backend] = {
     "linear_memory": Backend("linear_memory", linear_memory_objections, linear_memory_run, linear_memory_suits),
-    "sdpa": Backend("sdpa", sdpa_objections, sdpa_run),
+    "sdpa": Backend("sdpa", sdpa_objections, sdpa_run, sdpa_suits),
     "flex": Backend("flex", flex_objections, flex_run, flex_suits, _FLEX_NOTE),
     "eager": Backend("eager", eager_objections, eager_run),
     "triton": Backend(

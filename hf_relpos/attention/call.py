@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..encodings.inputs import RowMap
+from ..encodings.inputs import OncePerForward, RowMap
 from ..encodings.positions import Positions
 from ..encodings.terms import ALL, ScoreTerm, ValueTerm
 
@@ -99,7 +99,7 @@ class AttentionCall:
     """Queries ``[B, H, Tq, D]``, keys ``[B, G, Tk, D]`` and values ``[B, G, Tk, Dv]``, as encodings have mapped them, and what is added.
 
     ``scale`` multiplies the content score only; terms already stand on the logit scale. ``need_weights`` asks for the attention
-    weights ``[B, H, Tq, Tk]``, after dropout as the hosts return them.
+    weights ``[B, H, Tq, Tk]``, after dropout as the hosts return them. ``forward``: what layers of a model compute once for all of them.
     """
 
     query: Tensor
@@ -112,6 +112,7 @@ class AttentionCall:
     row_maps: tuple[RowMap, ...] = ()
     dropout: float = 0.0
     need_weights: bool = False
+    forward: OncePerForward | None = None
 
     @property
     def groups(self) -> int:

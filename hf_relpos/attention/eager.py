@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..encodings.terms import ALL
+from .added import Added, added
 from .call import AttentionCall, rows_without_keys
 
 
@@ -32,22 +33,28 @@ def attend_block(
     if call.groups > 1:
         key, value = key.repeat_interleave(call.groups, dim=1), value.repeat_interleave(call.groups, dim=1)
     dtype = torch.promote_types(query.dtype, torch.float32)
-    scores = (query @ key.transpose(-1, -2)).to(dtype) * call.scale
-    bias = call.bias(rows, cols)
-    visible = call.mask.tile(rows, cols)
-    for row_map in call.row_maps:
-        scores = row_map(scores, bias, visible, call.scale)
-    if bias is not None:
-        scores = scores + bias
-    if visible is not None:
-        scores = scores.masked_fill(~visible, -math.inf)
-    blind = rows_without_keys(scores)
+    # the factor on the query passes over far fewer numbers, but rounds in half precision
+    exact = dtype == query.dtype
+    scores = (query * call.scale) @ key.mT if exact else (query @ key.mT).to(dtype) * call.scale
+    if call.row_maps:
+        sees = Added(call.bias(rows, cols), call.mask.tile(rows, cols), None)
+        for row_map in call.row_maps:
+            scores = row_map(scores, sees.bias, sees.visible, call.scale)
+    else:
+        sees = added(call, rows, cols)
+    if sees.bias is not None:
+        scores = scores + sees.bias
+    blind = sees.blind
+    if sees.visible is not None or call.row_maps:
+        if sees.visible is not None:
+            scores = scores.masked_fill(~sees.visible, -math.inf)
+        blind = rows_without_keys(scores)
     if blind is None:
         weights = scores.softmax(dim=-1).to(value.dtype)
     else:
         weights = scores.masked_fill(blind, 0.0).softmax(dim=-1).masked_fill(blind, 0.0).to(value.dtype)
     weights = torch.nn.functional.dropout(weights, call.dropout)
     output = weights @ value
-    for added in call.value_terms:
-        output = output + added.apply(weights, rows, cols)
+    for term in call.value_terms:
+        output = output + term.apply(weights, rows, cols)
     return output, weights

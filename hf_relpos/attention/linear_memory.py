@@ -29,9 +29,9 @@ from .sdpa import attend_block as sdpa_block
 
 # scores of one call beyond which "auto" spares them whatever it costs: half a GiB in float32, and several copies are held for a gradient
 MANY_SCORES = 2**27
-# keys from which "auto" takes this backend on a CPU, without and with gradients: where all that is added are numbers by distance or key, and where it is more
-# (benchmarks/crossovers.py compares backends)
-CROSSOVERS = {"numbers": (64, 256), "vectors": (256, 512)}
+# where "auto" takes this backend on a CPU, by what is added: nothing but numbers by key, by distance too, or vectors. Without gradients: the number of keys from which on;
+# with them: the number of scores of all samples and heads, which dense backends hold several times over (benchmarks/crossovers.py compares backends)
+CROSSOVERS = {"keys": (64, 2**19), "distances": (384, 2**21), "vectors": (256, 2**23)}
 
 
 def objections(call: AttentionCall) -> list[str]:
@@ -47,23 +47,26 @@ def objections(call: AttentionCall) -> list[str]:
 
 
 def suits(call: AttentionCall) -> bool:
-    """Whether this is the backend to take where dense ones run too: on a CPU from the number of keys in ``CROSSOVERS`` on, and wherever scores are many.
+    """Whether this is the backend to take where dense ones run too: on a CPU from ``CROSSOVERS`` on, and wherever scores are many.
 
     Blocks that are recomputed for their gradient take longer than dense scores that fit in memory; a compiler sees blocks only.
     """
     keys = call.key.shape[2]
     if call.query.shape[2] <= FEW_QUERIES:
         return call.query.device.type == "cpu"
-    if call.query.shape[0] * call.query.shape[1] * call.query.shape[2] * keys > MANY_SCORES:
+    scores = call.query.shape[0] * call.query.shape[1] * call.query.shape[2] * keys
+    if scores > MANY_SCORES:
         return True
     if call.query.device.type != "cpu" or torch.compiler.is_compiling():
         return False
     terms = (*call.score_terms, *call.value_terms)
-    numbers = all(isinstance(term, (DistanceTable, KeyVector)) for term in terms) and not call.dropout
-    forward, with_gradient = CROSSOVERS["numbers" if numbers else "vectors"]
+    kind = "keys" if all(isinstance(term, KeyVector) for term in terms) else "distances"
+    if not all(isinstance(term, (DistanceTable, KeyVector)) for term in terms):
+        kind = "vectors"
+    least_keys, least_scores = CROSSOVERS[kind]
     if not torch.is_grad_enabled():
-        return keys >= forward
-    return keys >= with_gradient and all(isinstance(term, _BY_DISTANCE) for term in terms)
+        return keys >= least_keys
+    return scores >= least_scores and all(isinstance(term, _BY_DISTANCE) for term in terms)
 
 
 def run(call: AttentionCall) -> tuple[Tensor, None]:

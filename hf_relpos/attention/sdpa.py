@@ -6,10 +6,12 @@ softmax and zeroed after it, so that they give zero and pass no gradient whateve
 
 import math
 
+import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from ..encodings.terms import ALL
+from ..encodings.terms import ALL, DistanceTable
+from .added import added
 from .call import AttentionCall, rows_without_keys
 
 
@@ -23,6 +25,14 @@ def objections(call: AttentionCall) -> list[str]:
     if call.row_maps:
         reasons.append("the encoding maps whole rows of scores, which the fused kernel does not show")
     return reasons
+
+
+def suits(call: AttentionCall) -> bool:
+    """Whether this is the backend to take where the eager one runs too: not for gradients of what is added on a CPU, of which the fused kernel there has none; what
+    PyTorch does instead takes longer than plain products and as much memory."""
+    if call.query.device.type != "cpu" or not torch.is_grad_enabled():
+        return True
+    return all(isinstance(term, DistanceTable) and not term.table.requires_grad for term in call.score_terms)
 
 
 def run(call: AttentionCall) -> tuple[Tensor, None]:
@@ -46,17 +56,16 @@ def attend_block(
     call: AttentionCall, query: Tensor, key: Tensor, value: Tensor, rows: slice = ALL, cols: slice = ALL
 ) -> Tensor:
     """Output ``[B, H, rows, Dv]`` of some queries ``[B, H, rows, D]`` over some keys, which must be all that these queries see."""
-    visible = call.mask.tile(rows, cols)
-    bias = call.bias(rows, cols)
-    mask, blind = visible, None
-    if bias is not None:
-        if visible is not None:
-            bias = bias.masked_fill(~visible, -math.inf)
-        blind = rows_without_keys(bias)
-        mask = (bias if blind is None else bias.masked_fill(blind, 0.0)).to(query.dtype)
-    elif visible is not None:
-        blind = ~visible.any(dim=-1, keepdim=True)
-        mask = visible | blind
+    sees = added(call, rows, cols)
+    mask, blind = sees.bias, sees.blind
+    if mask is None and sees.visible is not None:
+        blind = ~sees.visible.any(dim=-1, keepdim=True)
+        mask = sees.visible | blind
+    elif mask is not None:
+        if sees.visible is not None:
+            mask = mask.masked_fill(~sees.visible, -math.inf)
+            blind = rows_without_keys(mask)
+        mask = (mask if blind is None else mask.masked_fill(blind, 0.0)).to(query.dtype)
     if mask is not None:
         mask = mask.expand(query.shape[0], -1, -1, -1)
     output = scaled_dot_product_attention(

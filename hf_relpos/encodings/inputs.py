@@ -56,6 +56,11 @@ class OncePerForward:
                 self._known[key] = compute()
         return self._known[key]
 
+    def holds(self, thing: object) -> bool:
+        """Whether ``thing`` is, or is one of, what was computed here: the same object in every layer."""
+        found = self._known.values()
+        return any(thing is one for value in found for one in (value if isinstance(value, tuple) else (value,)))
+
 
 def _as_it_is(tensor: Tensor) -> Tensor:
     return tensor

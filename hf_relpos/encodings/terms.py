@@ -63,7 +63,9 @@ class DistanceTable(ScoreTerm):
         if not p.has_gaps and len(i) and len(j):
             # row after row of the table, each from one distance later on: a view, copied once to turn it, where an index would be read for each element
             nearest = i.start - (j.stop - 1) + p.num_keys - 1
-            return self.table[:, nearest : nearest + len(i) + len(j) - 1].unfold(-1, len(j), 1).flip(-1)[None]
+            # the copy keeps the order of the table's dimensions in memory, and heads that lie innermost would make all that follows slow
+            near = self.table[:, nearest : nearest + len(i) + len(j) - 1].contiguous()
+            return near.unfold(-1, len(j), 1).flip(-1)[None]
         return self.table[:, p.distance_index(rows, cols)][None]
 
     def at(self, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
