@@ -76,18 +76,28 @@ def pair_similarities(vectors: Tensor) -> Tensor:
     return (unit @ unit.T)[first, second]
 
 
-def measure(original: Any, converted: Any, stream: TokenStream, arguments: argparse.Namespace) -> dict[str, float]:
-    """The numbers of one converted model."""
-    found = {}
-    for length in LENGTHS:
-        ids = stream.windows(length, min(arguments.texts, len(stream.ids) // stream.width(length)), 0)
-        found[f"cosine {length}"] = float(torch.cosine_similarity(pooled(original, ids), pooled(converted, ids)).mean())
-    for length in (arguments.short, arguments.long):
-        ids = stream.windows(length, min(arguments.passages, len(stream.ids) // stream.width(length)), 0)
-        found[f"Spearman {length}"] = spearman(
-            pair_similarities(pooled(original, ids)), pair_similarities(pooled(converted, ids))
-        )
-    return found
+class Comparison:
+    """Compares converted models with ``original`` on the texts of ``stream``, which the original reads once."""
+
+    def __init__(self, original: Any, stream: TokenStream, arguments: argparse.Namespace):
+        def texts(count: int, length: int) -> Tensor:
+            return stream.windows(length, min(count, len(stream.ids) // stream.width(length)), 0)
+
+        self._texts = {f"cosine {length}": texts(arguments.texts, length) for length in LENGTHS}
+        for length in (arguments.short, arguments.long):
+            self._texts[f"Spearman {length}"] = texts(arguments.passages, length)
+        self._known = {name: pooled(original, ids) for name, ids in self._texts.items()}
+
+    def measure(self, converted: Any) -> dict[str, float]:
+        """The numbers of one converted model."""
+        found = {}
+        for name, ids in self._texts.items():
+            theirs, ours = self._known[name], pooled(converted, ids)
+            if name.startswith("cosine"):
+                found[name] = float(torch.cosine_similarity(theirs, ours).mean())
+            else:
+                found[name] = spearman(pair_similarities(theirs), pair_similarities(ours))
+        return found
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -128,10 +138,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         return family.from_pretrained(source, rel_pos=rel_pos, absolute=absolute).eval()
 
     original = load({"type": "none"}, "keep")
+    comparison = Comparison(original, stream, arguments)
     rows: list[dict[str, Any]] = []
 
     def add(row: dict[str, Any], converted: Any) -> None:
-        row.update(measure(original, converted, stream, arguments))
+        row.update(comparison.measure(converted))
         names = [name for name in row if name.startswith(("cosine", "Spearman"))]
         if not rows:
             print("| encoding | CPU s | KL |", " | ".join(names), "|")

@@ -42,9 +42,9 @@ class DistillationOptions:
     tokens: int = 2048
     length: int | None = None
     layers: int = 2
-    learning_rate: float = 1.5e-4
+    learning_rate: float = 1e-4
     encoding_rate: float = 1e-3
-    first: float = 0.1
+    first: float = 0.05
     beyond: float = 0.1
     evaluate_every: int | None = None
     patience: int = 10
@@ -168,7 +168,7 @@ class _Run:
                 parameter.copy_(together.add(parameter if together.index == 0 else torch.zeros_like(parameter)))
         self.optimizer = torch.optim.AdamW(
             [{"params": list(group.values()), "kind": kind} for kind, group in self._groups().items()],
-            betas=(0.9, 0.98),
+            betas=(0.9, 0.999),
             weight_decay=0.0,
         )
         self.held_out = [self._moved(some) for some in texts.held_out()]
