@@ -49,7 +49,7 @@ TOPICS = {
     "polarity": Topic(
         "polarity",
         {"accuracy": "accuracy", "macro F1": "macro_f1", "MCC": "mcc"},
-        ("stock", "absolute dropped + `t5`"),
+        ("stock", "absolute dropped + `t5`", "fitted and distilled `t5`"),
     ),
     "banking": Topic(
         "banking77",
@@ -63,6 +63,7 @@ TOPICS = {
             "stock, 512 tokens",
             "absolute dropped + `t5`, 512 tokens",
             "absolute dropped + `t5`, 2,048 tokens",
+            "fitted and distilled `t5`, 2,048 tokens",
         ),
     ),
     "semeval": Topic(
