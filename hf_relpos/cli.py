@@ -164,6 +164,10 @@ def convert(
     distil_encoding_rate: Annotated[
         float | None, typer.Option("--distil-encoding-rate", help="Learning rate of the encoding.")
     ] = None,
+    distil_lora_rank: Annotated[
+        int | None,
+        typer.Option("--distil-lora-rank", help="Train matrices by products of this rank (LoRA), instead of whole."),
+    ] = None,
     distil_precision: Annotated[
         str | None,
         typer.Option(
@@ -190,6 +194,7 @@ def convert(
         "length": distil_length,
         "learning_rate": distil_rate,
         "encoding_rate": distil_encoding_rate,
+        "lora_rank": distil_lora_rank,
         "precision": distil_precision,
         "seed": distil_seed,
     }

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -102,6 +103,48 @@ def test_matrices_wait(pair):
     assert all("relpos" in name or after[name].ndim == 1 for name in changed)
     trained = {name for name, _ in trained_parameters(student)}
     assert "embeddings.word_embeddings.weight" not in trained
+
+
+@pytest.mark.parametrize("family", ["bert", "gpt2"])
+def test_matrices_learn_by_products_of_low_rank(pair, family):
+    original, student, texts = pair(family)
+    before, names = weights(student), {name for name, _ in student.named_parameters()}
+    result = distil(original, student, texts, options(40, lora_rank=2, learning_rate=5e-3))
+    assert 1 - result.best.score < 0.8 * (1 - result.evaluations[0].score)
+    assert {name for name, _ in student.named_parameters()} == names
+    changes = {name: value - before[name] for name, value in weights(student).items()}
+    ranks = {
+        name: int(torch.linalg.matrix_rank(change, tol=1e-5))
+        for name, change in changes.items()
+        if change.ndim == 2
+        and "relpos" not in name
+        and "embed" not in name
+        and not name.endswith(("wte.weight", "wpe.weight"))
+    }
+    assert len(ranks) > 3
+    assert set(ranks.values()) <= {0, 1, 2}
+    assert 2 in ranks.values()
+    tables = [change for name, change in changes.items() if "embeddings." in name and change.ndim == 2]
+    assert not any(change.any() for change in tables)
+
+
+def test_products_of_low_rank_go_on_from_a_checkpoint(pair, tmp_path, monkeypatch):
+    given = options(8, evaluate_every=4, lora_rank=2)
+    original, unbroken, texts = pair("bert")
+    distil(original, unbroken, texts, given)
+    original, student, texts = pair("bert")
+    with monkeypatch.context() as patched:
+        patched.setattr(distillation.checkpoint, "save", partial(_then_stop, distillation.checkpoint.save))
+        with pytest.raises(KeyboardInterrupt):
+            distil(original, student, texts, given, folder=tmp_path)
+    original, student, texts = pair("bert")
+    distil(original, student, texts, given, folder=tmp_path)
+    assert same(weights(student), weights(unbroken))
+
+
+def _then_stop(save, *given):
+    save(*given)
+    raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize("family", ["bert", "gpt2"])

@@ -14,8 +14,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from . import distillation_checkpoint as checkpoint
+from . import low_rank
 from .distillation_targets import WEIGHTS, States, Targets, has_logits, similarity, student_states, teacher_states
 from .distillation_texts import DistillationTexts, StepTexts
 from .layerwise import Progress
@@ -35,7 +37,7 @@ class DistillationOptions:
     ``layers``: of how many, counted from the last, hidden states are compared.
     ``learning_rate`` of weights, ``encoding_rate`` of encodings, at their peaks; the share ``first`` of the steps leaves matrices alone. ``evaluate_every`` so many steps
     (a twentieth of them unless given) the held-out texts are read; ``patience`` evaluations in a row that are no better than the best end the training.
-    ``precision``: of activations, bfloat16 where the CPU computes in it unless given. Raises ValueError for values out of range.
+    ``lora_rank``: matrices learn by products of this rank (:mod:`low_rank`), which takes less memory and wants a higher rate, instead of whole. ``precision``: of activations, bfloat16 where the CPU computes in it unless given. Raises ValueError for values out of range.
     """
 
     steps: int
@@ -49,11 +51,12 @@ class DistillationOptions:
     evaluate_every: int | None = None
     patience: int = 10
     max_norm: float = 1.0
+    lora_rank: int | None = None
     precision: str | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("steps", "tokens", "layers", "evaluate_every", "patience"):
+        for name in ("steps", "tokens", "layers", "evaluate_every", "patience", "lora_rank"):
             value = getattr(self, name)
             if value is not None:
                 self._need(name, isinstance(value, int) and value >= 1, "a whole number of at least 1")
@@ -140,6 +143,7 @@ def distil(
     try:
         return run.go()
     finally:
+        low_rank.merge(student)
         student.requires_grad_(True)
         for model in (teacher, student):
             model.to("cpu")
@@ -161,6 +165,8 @@ class _Run:
         )
         self.texts, self.options, self.together = texts, options, together
         self.folder, self.progress = folder, progress if together.index == 0 else lambda message: None
+        if options.lora_rank is not None:
+            low_rank.add(student.base_model, options.lora_rank, options.seed)
         self.trained = dict(trained_parameters(student))
         if together.count > 1:
             # all begin where the first one is
@@ -365,10 +371,13 @@ class _Run:
 
 
 def trained_parameters(student: Any) -> Iterator[tuple[str, nn.Parameter]]:
-    """What a distillation trains, by name: all of the base model but word vectors."""
+    """What a distillation trains, by name: all of the base model but word vectors, and of what learns by products of low rank these alone."""
     words = {id(parameter) for parameter in student.get_input_embeddings().parameters()}
+    by_products = any(map(parametrize.is_parametrized, student.base_model.modules()))
     for name, parameter in student.base_model.named_parameters():
-        if id(parameter) not in words:
+        parts = name.split(".")
+        whole = "relpos" in parts or parameter.ndim == 1 or not by_products
+        if id(parameter) not in words and (whole or ("parametrizations" in parts and parts[-1] != "original")):
             yield name, parameter
 
 

@@ -28,10 +28,11 @@ def section(result: DistillationResult, pictures: bool) -> list[str]:
         if result.stopped_early
         else "all taken"
     )
+    by_products = "" if options.lora_rank is None else f" Matrices learned by products of rank {options.lora_rank}."
     parts = [
         "## Distillation",
         f"{options.steps} steps of about {options.tokens:,} tokens ({end}), the original as teacher at up to {result.length} tokens, {options.beyond:.0%} of the steps on longer texts. The "
-        f"first {options.first_steps} steps left matrices alone. Peak learning rates: {options.learning_rate:g} of weights, {options.encoding_rate:g} of the encoding. Kept: the weights of "
+        f"first {options.first_steps} steps left matrices alone. Peak learning rates: {options.learning_rate:g} of weights, {options.encoding_rate:g} of the encoding.{by_products} Kept: the weights of "
         f"step {result.best_step}. Below: the mean loss since the row above, and the similarity to the original on texts that were held out ({result.measure}), by length "
         f"in tokens; lengths over {result.length} were read by the original in parts.",
     ]
