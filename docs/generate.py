@@ -1,4 +1,4 @@
-"""Write the generated parts of README.md and docs/results.md, and docs/methods: `make docs`. With --check, say whether they are stale and exit with 1.
+"""Write the generated parts of README.md, docs/results.md and docs/conversion.md, and docs/methods: `make docs`. With --check, say whether they are stale and exit with 1.
 
 A generated part stands between ``<!-- generated: NAME -->`` and ``<!-- end -->``; everything around it is written by hand. docs/methods is written as a
 whole; its pictures are drawn anew unless --check is given, which only sees to it that they are there.
@@ -19,7 +19,7 @@ import hf_relpos
 from hf_relpos.plots import plot_encoding, save_plot
 
 ROOT = Path(__file__).parent.parent
-FILES = ("README.md", "docs/results.md")
+FILES = ("README.md", "docs/results.md", "docs/conversion.md")
 RESULTS = ROOT / "docs" / "results"
 _PART = re.compile(r"(<!-- generated: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -134,9 +134,54 @@ def lengths() -> str:
     return f"{table(header, rows)}\n{machine}.\n"
 
 
+def conversions() -> str:
+    """How near conversions of MiniLM come to it, from ``docs/results/conversion_minilm.json``: fitted ones, then distilled ones, the nearest first."""
+    stored = json.loads((RESULTS / "conversion_minilm.json").read_text(encoding="utf-8"))
+    arms = sorted(
+        stored["arms"], key=lambda arm: (arm["minutes"] is not None, arm["steps"] > 0, -arm["metrics"]["cosine 512"])
+    )
+    columns = list(arms[0]["metrics"])
+    rows = [
+        (
+            arm["name"],
+            str(arm["steps"] or ""),
+            "" if arm["minutes"] is None else f"{arm['minutes']:.0f}",
+            *(f"{arm['metrics'][key]:.3f}" for key in columns),
+        )
+        for arm in arms
+    ]
+    machine = ", ".join(f"{key} {value}" for key, value in stored["environment"].items())
+    found = table(("encoding", "steps", "minutes", *columns), rows)
+    return f"{found}\nMinutes of one core for fit and distillation; {machine}.\n"
+
+
+def retrieval() -> str:
+    """Whether documents are found by passages behind token 512, from ``docs/results/long_retrieval.json``, which benchmarks/long_retrieval.py wrote."""
+    stored = json.loads((RESULTS / "long_retrieval.json").read_text(encoding="utf-8"))
+    parts = []
+    for documents in dict.fromkeys(row["documents"] for row in stored["rows"]):
+        rows = [row for row in stored["rows"] if row["documents"] == documents]
+        cells = [
+            (
+                row["arm"],
+                f"{row['recall@1']:.3f} ± {row['standard error']:.3f}",
+                f"{row['recall@5']:.3f}",
+                f"{row['MRR']:.3f}",
+            )
+            for row in rows
+        ]
+        found = table(("reads", "recall@1", "recall@5", "MRR"), cells)
+        parts.append(f"`{documents}`, median {rows[0]['median']:,} tokens:\n\n{found}")
+    versions = ", ".join(f"{key} {value}" for key, value in stored["versions"].items())
+    machine = f"{stored['machine']['processor']} ({stored['machine']['cores']} cores)"
+    return "\n".join(parts) + f"\n{machine}, {versions}.\n"
+
+
 PARTS: dict[str, Callable[[], str]] = {
     "methods": methods,
     "length": lengths,
+    "conversions": conversions,
+    "retrieval": retrieval,
     **{name: partial(results, topic) for name, topic in TOPICS.items()},
 }
 

@@ -22,9 +22,9 @@ from transformers import AutoModel, DynamicCache, StaticCache
 
 import hf_relpos
 from hf_relpos.attention.backends import BackendRefusal, list_backends
-from hf_relpos.attention.call import Mask
 from hf_relpos.encodings.encoding import Encoding, SharedPart
 from hf_relpos.encodings.rope import Rope
+from hf_relpos.models import routing
 from hf_relpos.models.architectures import ARCHITECTURES
 from hf_relpos.models.compact_mask import CompactMask
 from hf_relpos.models.families import MODEL_CLASSES, classes_of, host_class
@@ -495,13 +495,13 @@ def test_masks_stay_compact_on_the_way_to_attention(family, monkeypatch):
     padding[1, :3] = 0
     packed = torch.cat((torch.arange(4), torch.arange(6)))[None].expand(2, -1)
     seen = []
-    tile = Mask.tile
+    attend = routing.attend
 
-    def watch(mask, *args):
+    def watch(query, key, value, encodings, mask, **given):
         seen.append(mask)
-        return tile(mask, *args)
+        return attend(query, key, value, encodings, mask, **given)
 
-    monkeypatch.setattr(Mask, "tile", watch)
+    monkeypatch.setattr(routing, "attend", watch)
     ours(ids)
     ours(ids, attention_mask=padding)
     ours(ids, position_ids=packed, **({"use_cache": False} if family in DECODERS else {}))
