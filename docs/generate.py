@@ -157,7 +157,10 @@ def conversions() -> str:
 
 def retrieval() -> str:
     """Whether documents are found by passages behind token 512, from ``docs/results/long_retrieval.json``, which benchmarks/long_retrieval.py wrote."""
-    stored = json.loads((RESULTS / "long_retrieval.json").read_text(encoding="utf-8"))
+    path = RESULTS / "long_retrieval.json"
+    if not path.exists():
+        return "Not run yet.\n"
+    stored = json.loads(path.read_text(encoding="utf-8"))
     parts = []
     for documents in dict.fromkeys(row["documents"] for row in stored["rows"]):
         rows = [row for row in stored["rows"] if row["documents"] == documents]

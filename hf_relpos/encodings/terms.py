@@ -89,11 +89,9 @@ class QueryBuckets(ScoreTerm):
     def tile(self, rows: slice = ALL, cols: slice = ALL) -> Tensor:
         p = self.positions
         query, columns = self.query[:, :, rows], len(range(p.num_keys)[cols])
-        near = _rows_by_distance(self.table, self.bucket, p, rows, cols)
-        if near is not None and query.shape[2] == 1:
-            return (query @ near.transpose(-1, -2)).flip(-1)
+        near = _rows_by_distance(self.table, self.bucket, p, rows, cols, descending=True)
         if near is not None:
-            return skew(query @ near.flip(-2).transpose(-1, -2), columns)
+            return skew(query @ near.transpose(-1, -2), columns)
         values = query @ self.table.transpose(-1, -2)
         index = _bucket_or_all(self.bucket, p)[p.distance_index(rows, cols)]
         if values.shape[2] == 1:
@@ -139,9 +137,9 @@ class KeyBuckets(ScoreTerm):
 
 
 def _rows_by_distance(
-    table: Tensor, bucket: Tensor | None, positions: Positions, rows: slice, cols: slice
+    table: Tensor, bucket: Tensor | None, positions: Positions, rows: slice, cols: slice, *, descending: bool = False
 ) -> Tensor | None:
-    """The table's row for each distance of a block, ascending, when a product with these is no larger than one with the table and can be skewed."""
+    """The table's row for each distance of a block, in their order, when a product with these is no larger than one with the table and can be skewed."""
     if positions.has_gaps:
         return None
     i, j = range(positions.num_queries)[rows], range(positions.num_keys)[cols]
@@ -149,8 +147,13 @@ def _rows_by_distance(
     if bucket is not None and count > table.shape[-2]:
         return None
     first = i.start - (j.stop - 1) + positions.num_keys - 1
-    block = slice(first, first + count)
-    return table[..., block, :] if bucket is None else table[..., bucket[block], :]
+    if bucket is None and not descending:
+        return table[..., first : first + count, :]
+    index = _bucket_or_all(bucket, positions)[first : first + count]
+    if descending:
+        index = index.flip(0)
+    # on a CPU by the operator whose gradient is the faster one there, and which on a GPU would add up in any order
+    return table.index_select(-2, index) if table.device.type == "cpu" else table[..., index, :]
 
 
 def _bucket_or_all(bucket: Tensor | None, positions: Positions) -> Tensor:
