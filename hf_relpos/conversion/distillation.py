@@ -41,7 +41,7 @@ class DistillationOptions:
     """
 
     steps: int
-    tokens: int = 1536
+    tokens: int = 2048
     length: int | None = None
     layers: int = 2
     learning_rate: float = 1e-4

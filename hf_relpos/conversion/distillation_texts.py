@@ -16,7 +16,7 @@ HELD_OUT = 4096
 # how many times the longest text a step beyond it reads
 FACTORS = (2, 4)
 # the longest texts of a step, divided
-PARTS = (1, 2, 4)
+PARTS = (1, 2, 4, 8)
 SHORTEST = 8
 
 
