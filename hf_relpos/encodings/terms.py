@@ -147,9 +147,10 @@ def _rows_by_distance(
     if bucket is not None and count > table.shape[-2]:
         return None
     first = i.start - (j.stop - 1) + positions.num_keys - 1
-    if bucket is None and not descending:
-        return table[..., first : first + count, :]
-    index = _bucket_or_all(bucket, positions)[first : first + count]
+    if bucket is None:
+        near = table[..., first : first + count, :]
+        return near.flip(-2) if descending else near
+    index = bucket[first : first + count]
     if descending:
         index = index.flip(0)
     # on a CPU by the operator whose gradient is the faster one there, and which on a GPU would add up in any order
