@@ -5,7 +5,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from .attention.call import AttentionCall, Mask
+from .attention.call import AttentionCall, Mask, with_content_biases
 from .attention.functional import optional_inputs
 from .encodings.composition import contribute
 from .encodings.encoding import Encoding
@@ -49,15 +49,17 @@ def call_of_alike_tokens(encoding: nn.Module, *, length: int, batch: int = 1, se
     )
     inputs = EncodingInputs(content, content, positions, host.head_dim**-0.5, **given)
     total = contribute((encoding,), inputs, Contribution(content, content, inputs.scale))
-    return AttentionCall(
-        total.query,
-        total.key,
-        content,
-        Mask(positions, causal=host.causal),
-        total.scale,
-        total.score_terms,
-        total.value_terms,
-        total.row_maps,
+    return with_content_biases(
+        AttentionCall(
+            total.query,
+            total.key,
+            content,
+            Mask(positions, causal=host.causal),
+            total.scale,
+            total.score_terms,
+            total.value_terms,
+            total.row_maps,
+        )
     )
 
 

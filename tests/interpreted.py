@@ -18,7 +18,7 @@ from triton.runtime import interpreter
 import hf_relpos
 from hf_relpos.attention import triton as backend
 from hf_relpos.attention.backends import backends_for
-from hf_relpos.attention.call import AttentionCall, Mask
+from hf_relpos.attention.call import AttentionCall, Mask, with_content_biases
 from hf_relpos.attention.eager import run as eager
 from hf_relpos.encodings.positions import Positions
 from hf_relpos.encodings.terms import DistanceTable, KeyBuckets, KeyVector, OnHeads, QueryBuckets
@@ -309,7 +309,9 @@ def call_of(case):
     query, key, value = tensors(5, 5)
     added = laws.contribution(encoding, query, key, Positions.consecutive(5, 5))
     mask = Mask(Positions.consecutive(5, 5))
-    return AttentionCall(query, key, value, mask, 1.0, added.score_terms, added.value_terms, added.row_maps)
+    return with_content_biases(
+        AttentionCall(query, key, value, mask, 1.0, added.score_terms, added.value_terms, added.row_maps)
+    )
 
 
 def test_one_token_at_a_time_equals_the_full_pass():

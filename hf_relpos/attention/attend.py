@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from ..encodings.composition import contribute
 from ..encodings.inputs import Contribution, EncodingInputs
 from .backends import choose
-from .call import AttentionCall, Mask
+from .call import AttentionCall, Mask, with_content_biases
 
 
 def attend(
@@ -44,5 +44,6 @@ def attend(
         need_weights,
         inputs.forward,
     )
+    call = with_content_biases(call)
     output, weights = choose(backend, call).run(call)
     return output, weights if need_weights else None

@@ -1,14 +1,14 @@
 """One attention call, as every backend receives it."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from ..encodings.inputs import OncePerForward, RowMap
 from ..encodings.positions import Positions
-from ..encodings.terms import ALL, ScoreTerm, ValueTerm
+from ..encodings.terms import ALL, ContentBias, ScoreTerm, ValueTerm
 
 
 @dataclass(frozen=True)
@@ -127,3 +127,17 @@ class AttentionCall:
             tile = term.tile(rows, cols).to(dtype)
             total = tile if total is None else total + tile
         return total
+
+
+def with_content_biases(call: AttentionCall) -> AttentionCall:
+    """``call`` without terms of the kind ``ContentBias``: ``(q + u) . k`` is one product, where ``u . k`` by itself would be added to every score. A bias becomes a number for
+    each key where another encoding has mapped the keys since, or scales content scores, or asks for them as they are."""
+    query, terms = call.query, []
+    for term in call.score_terms:
+        if not isinstance(term, ContentBias):
+            terms.append(term)
+        elif term.key is call.key and term.scale == call.scale and not call.row_maps:
+            query = query + term.vector[:, None]
+        else:
+            terms.append(term.numbers())
+    return replace(call, query=query, score_terms=tuple(terms))

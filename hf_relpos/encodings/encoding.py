@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from .card import Card
 from .inputs import Contribution, EncodingInputs, RowMap, Tokens
 from .options import EncodingOptions, Host
-from .terms import OnHeads, ScoreTerm, ValuesOnHeads, ValueTerm
+from .terms import ContentBias, OnHeads, ScoreTerm, ValuesOnHeads, ValueTerm
 
 OptionsT = TypeVar("OptionsT", bound=EncodingOptions)
 
@@ -302,7 +302,7 @@ class Encoding(Part, Generic[OptionsT]):
             query,
             key,
             before.scale,
-            before.score_terms + tuple(OnHeads(term, first, last, total) for term in part.score_terms),
+            before.score_terms + tuple(OnHeads(_number(term), first, last, total) for term in part.score_terms),
             before.value_terms + tuple(ValuesOnHeads(term, first, last) for term in part.value_terms),
             before.row_maps + tuple(map(on_heads, part.row_maps)),
             before.shared,
@@ -310,3 +310,8 @@ class Encoding(Part, Generic[OptionsT]):
 
     def extra_repr(self) -> str:
         return ", ".join(f"{key}={value!r}" for key, value in self.options.to_dict().items())
+
+
+def _number(term: ScoreTerm) -> ScoreTerm:
+    """A term that does not ask for the queries of all heads."""
+    return term.numbers() if isinstance(term, ContentBias) else term

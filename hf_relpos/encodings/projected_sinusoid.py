@@ -13,7 +13,7 @@ from .encoding import Encoding, OptionsT
 from .inputs import EncodingInputs
 from .options import EncodingOptions
 from .sinusoid import sinusoid
-from .terms import KeyVector, QueryBuckets, ScoreTerm
+from .terms import ContentBias, QueryBuckets, ScoreTerm
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,8 +60,7 @@ class ProjectedSinusoid(Encoding[OptionsT]):
         else:
             rows = (waves @ projection.T).unflatten(-1, (heads, -1))
             position = QueryBuckets(query, rows.transpose(0, 1), None, inputs.positions)
-        content = inputs.scale * (inputs.keys_per_head() @ self.content_bias.to(dtype)[..., None]).squeeze(-1)
-        return (position, KeyVector(content, inputs.positions))
+        return (position, ContentBias(self.content_bias.to(dtype), inputs.key, inputs.scale, inputs.positions))
 
 
 def _clamped(inputs: EncodingInputs, limit: int | None) -> Tensor:

@@ -19,7 +19,7 @@ from .encoding import Encoding
 from .inputs import EncodingInputs
 from .options import EncodingOptions, Host
 from .registry import register_encoding
-from .terms import KeyVector, QueryBuckets, ScoreTerm
+from .terms import ContentBias, QueryBuckets, ScoreTerm
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,5 +71,5 @@ class Tener(Encoding[TenerOptions]):
         phase = -distances.to(torch.float64)[:, None] * 10000.0**-steps
         waves = torch.cat((phase.sin(), phase.cos()), dim=-1).to(dtype)
         query = scale * (inputs.query + self.position_bias.to(dtype)[:, None])
-        content = scale * torch.einsum("hd,bhkd->bhk", self.content_bias.to(dtype), inputs.keys_per_head())
-        return (QueryBuckets(query, waves, None, inputs.positions), KeyVector(content, inputs.positions))
+        content = ContentBias(self.content_bias.to(dtype), inputs.key, scale, inputs.positions)
+        return (QueryBuckets(query, waves, None, inputs.positions), content)

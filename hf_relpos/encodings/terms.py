@@ -192,6 +192,31 @@ class KeyVector(ScoreTerm):
 
 
 @dataclass(frozen=True)
+class ContentBias(ScoreTerm):
+    """What the keys would get if queries had a vector of their head added: ``scale * vector[h] . key[b, h, j]``, ``vector`` ``[H, D]``, ``key`` ``[B, G, Tk, D]``.
+
+    Attention adds it to the queries where it may (:func:`hf_relpos.attention.call.with_content_biases`); elsewhere it is :meth:`numbers`.
+    """
+
+    vector: Tensor
+    key: Tensor
+    scale: float
+    positions: Positions
+
+    def numbers(self) -> KeyVector:
+        """The same as a number for each key."""
+        # of grouped keys, each meets the vectors of its own group
+        vectors = self.vector.unflatten(0, (self.key.shape[1], -1))
+        return KeyVector(self.scale * (vectors @ self.key.transpose(-1, -2)).flatten(1, 2), self.positions)
+
+    def tile(self, rows: slice = ALL, cols: slice = ALL) -> Tensor:
+        return self.numbers().tile(rows, cols)
+
+    def at(self, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        return self.numbers().at(b, h, i, j)
+
+
+@dataclass(frozen=True)
 class PairBuckets(ScoreTerm):
     """A number that each query keeps for each kind of pair, where the kind is not a matter of distance: ``values[b, h, i, kind[b, i, j]]``.
 
