@@ -27,7 +27,7 @@ def name_of(rel_pos: dict[str, Any]) -> str:
 
 
 def row_of(row: dict[str, Any], minutes: dict[str, float]) -> dict[str, Any]:
-    """What is told of a measured model: its encoding, steps of distillation, minutes of one core and similarities."""
+    """What is told of a measured model: its encoding, steps of distillation, minutes of one core of which CPU, and similarities."""
     report, text = row.get("conversion"), row["encoding"].removesuffix(", distilled")
     distilled = row.get("distillation") or (report or {}).get("distillation") or {}
     if report is not None or text.startswith("{"):
@@ -36,7 +36,7 @@ def row_of(row: dict[str, Any], minutes: dict[str, float]) -> dict[str, Any]:
     name = text if not steps else f"{text}, distilled"
     spent = minutes.get(name, row["cpu seconds"] / 60 if "cpu seconds" in row else None)
     found = {key: value for key, value in row.items() if key.startswith(MEASURED)}
-    return {"name": name, "steps": steps, "minutes": spent, "metrics": found}
+    return {"name": name, "steps": steps, "minutes": spent, "CPU": processor(), "metrics": found}
 
 
 def main() -> None:
@@ -53,7 +53,6 @@ def main() -> None:
     for path in arguments.files:
         found = json.loads(path.read_text(encoding="utf-8"))
         environment = {
-            "CPU": processor(),
             "threads": found["threads"],
             **found["versions"],
             "tokens to fit on": found["tokens"],

@@ -146,12 +146,13 @@ def conversions() -> str:
             arm["name"],
             str(arm["steps"] or ""),
             "" if arm["minutes"] is None else f"{arm['minutes']:.0f}",
+            arm["CPU"],
             *(f"{arm['metrics'][key]:.3f}" for key in columns),
         )
         for arm in arms
     ]
     machine = ", ".join(f"{key} {value}" for key, value in stored["environment"].items())
-    found = table(("encoding", "steps", "minutes", *columns), rows)
+    found = table(("encoding", "steps", "minutes", "CPU", *columns), rows)
     return f"{found}\nMinutes of one core for fit and distillation; {machine}.\n"
 
 

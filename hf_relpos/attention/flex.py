@@ -52,7 +52,7 @@ def objections(call: AttentionCall) -> list[str]:
         reasons.append("the encoding maps whole rows of scores, which the fused kernel does not show")
     if call.dropout:
         reasons.append("FlexAttention has no dropout")
-    if any(isinstance(term, QueryBuckets | KeyBuckets) and term.bucket is None for term in kinds):
+    if any(isinstance(term, QueryBuckets | KeyBuckets) and term.bucket is None and not term.ends for term in kinds):
         reasons.append("products with a vector for every distance would be held in memory, more of them than scores")
     if any(isinstance(term, PairFunction) for term in kinds):
         reasons.append(
@@ -160,11 +160,12 @@ def _readable(term: ScoreTerm, dtype: torch.dtype) -> ScoreTerm:
     if isinstance(term, OnHeads):
         return replace(term, term=_readable(term.term, dtype))
     if isinstance(term, QueryBuckets | KeyBuckets):
-        assert term.bucket is not None, "refused"
         by_query = isinstance(term, QueryBuckets)
         vectors = term.query if isinstance(term, QueryBuckets) else term.key
         table, bucket = term.table, term.bucket
-        if len(bucket) < table.shape[-2]:
+        if bucket is None:
+            bucket = torch.arange(table.shape[-2], device=table.device)
+        elif len(bucket) < table.shape[-2]:
             # a short text meets few of the table's rows
             table, bucket = table.index_select(-2, bucket), torch.arange(len(bucket), device=bucket.device)
         term = _Products(vectors @ table.transpose(-1, -2), bucket, term.positions, by_query)

@@ -67,24 +67,37 @@ class Disentangled(Encoding[DisentangledOptionsT]):
         positions, scale = inputs.positions, self.content_scale(inputs.scale)
         table = inputs.shared[self.name].to(inputs.query.dtype)
         terms: list[ScoreTerm] = []
+        met: dict[tuple[int, int], Tensor] = {}
+
+        def rows_and_bucket(bucket_of: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor | None]:
+            first, last, bucket = _met(len(table), bucket_of, positions)
+            # once for both terms, for the gradient of a part is as large as the table
+            rows = met.setdefault((first, last), table[min(first, last) : max(first, last) + 1])
+            return (rows if first <= last else rows.flip(0)), bucket
+
         if self.options.c2p:
-            rows, bucket = _met(table, self.bucket, positions)
-            terms.append(QueryBuckets(scale * inputs.query, self.keys(rows, inputs), bucket, positions))
+            rows, bucket = rows_and_bucket(self.bucket)
+            terms.append(QueryBuckets(scale * inputs.query, self.keys(rows, inputs), bucket, positions, True))
         if self.options.p2c:
-            rows, bucket = _met(table, self.p2c_bucket, positions)
-            terms.append(KeyBuckets(scale * inputs.keys_per_head(), self.queries(rows, inputs), bucket, positions))
+            rows, bucket = rows_and_bucket(self.p2c_bucket)
+            terms.append(
+                KeyBuckets(scale * inputs.keys_per_head(), self.queries(rows, inputs), bucket, positions, True)
+            )
         return tuple(terms)
 
 
-def _met(table: Tensor, bucket_of: Callable[[Tensor], Tensor], positions: Positions) -> tuple[Tensor, Tensor]:
-    """The rows of ``table`` that lie between those of the nearest and the farthest distance, and the bucket of each distance, counted from the first of these
-    rows. A short text meets few, and the others need not be projected."""
+def _met(count: int, bucket_of: Callable[[Tensor], Tensor], positions: Positions) -> tuple[int, int, Tensor | None]:
+    """The rows between those of the nearest and the farthest distance, of a table of ``count``, first and last, and the bucket of each distance counted from the first of them; None
+    where each distance has a row of its own, which then lie in the order from first to last, up or down. A short text meets few rows, and the others need not be projected."""
     bucket = bucket_of(positions.distances())
     if positions.identity is None or torch.compiler.is_compiling() or torch.jit.is_tracing():
-        return table, bucket
+        return 0, count - 1, bucket
     # asked of the CPU, which need not wait for a device; buckets do not decrease, or do not increase, with distance
     near = positions.query_start - positions.key_start - (positions.num_keys - 1)
-    ends = bucket_of(torch.tensor((near, near + positions.num_distances - 1))).tolist()
+    start, end = bucket_of(torch.tensor((near, near + positions.num_distances - 1))).tolist()
+    # neighbours are at most one row apart
+    if abs(end - start) == positions.num_distances - 1 and not positions.has_gaps:
+        return start, end, None
     # one row more at both ends, should another device round otherwise where buckets meet
-    first, last = max(min(ends) - 1, 0), min(max(ends) + 1, len(table) - 1)
-    return table[first : last + 1], bucket - first
+    first, last = max(min(start, end) - 1, 0), min(max(start, end) + 1, count - 1)
+    return first, last, bucket - first

@@ -31,8 +31,11 @@ def skew(values: Tensor, count: int) -> Tensor:
     rows, width = values.shape[-2:]
     if rows == 1:
         return values
-    flat = values.flatten(-2)[..., rows - 1 : rows - 1 + rows * (width - 1)]
-    return flat.unflatten(-1, (rows, width - 1))[..., :count]
+    values = values.contiguous()
+    # one view, whose gradient is written once, where slices of slices would pad theirs one after the other
+    return values.as_strided(
+        (*values.shape[:-1], count), (*values.stride()[:-2], width - 1, 1), values.storage_offset() + rows - 1
+    )
 
 
 class ScoreTerm(ABC):
@@ -78,13 +81,15 @@ class QueryBuckets(ScoreTerm):
     """A vector for each bucket of distances, met by the query: ``query[b, h, i] . table[h, bucket(n)]``.
 
     ``query`` is ``[B, H, Tq, W]``, ``table`` ``[N, W]`` or ``[H, N, W]``; ``bucket`` is ``[L]`` int64, the row of each of ``positions.distances()``, or None when
-    the table has a row for each. Only the products of the block that is asked for are computed.
+    the table has a row for each; ``ends`` then says that it would have no more of them in a longer text, whose far distances share the last. Only the
+    products of the block that is asked for are computed.
     """
 
     query: Tensor
     table: Tensor
     bucket: Tensor | None
     positions: Positions
+    ends: bool = False
 
     def tile(self, rows: slice = ALL, cols: slice = ALL) -> Tensor:
         p = self.positions
@@ -113,6 +118,7 @@ class KeyBuckets(ScoreTerm):
     table: Tensor
     bucket: Tensor | None
     positions: Positions
+    ends: bool = False
 
     def tile(self, rows: slice = ALL, cols: slice = ALL) -> Tensor:
         p = self.positions
