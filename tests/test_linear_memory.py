@@ -297,6 +297,18 @@ def test_auto_takes_it_where_it_is_the_better_choice(monkeypatch):
     with torch.no_grad():
         assert choose("auto", call(linear_memory.CROSSOVERS["vectors"][0], terms=(pairs,))) is linear
         assert choose("auto", call(linear_memory.CROSSOVERS["vectors"][0] - 1, terms=(pairs,))) is dense
+    # nothing added and nothing hidden but the future: PyTorch's kernel, unless it would hold the scores
+    plain = call(4096)
+    everything = replace(plain, mask=replace(plain.mask, causal=False))
+    for one in (call(64), plain, everything):
+        assert choose("auto", one) is dense
+    for one in (
+        replace(plain, dropout=0.1),
+        replace(plain, value=torch.zeros(1, 12, 4096, 2)),
+        replace(plain, mask=replace(plain.mask, window=5)),
+        replace(everything, mask=replace(everything.mask, key_padding=torch.ones(1, 4096, dtype=torch.bool))),
+    ):
+        assert choose("auto", one) is linear
 
 
 @pytest.mark.parametrize(

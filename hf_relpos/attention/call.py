@@ -36,6 +36,12 @@ class Mask:
         aligned = isinstance(p.query_start, int) and isinstance(p.key_start, int) and p.query_start == p.key_start
         return self.causal and aligned and p.num_queries == p.num_keys and all(other is None for other in others)
 
+    @property
+    def hides_nothing(self) -> bool:
+        """Whether every query sees every key."""
+        others = (self.window, self.key_padding, self.key_documents, self.dense)
+        return not self.causal and all(other is None for other in others)
+
     def tile(self, rows: slice = ALL, cols: slice = ALL) -> Tensor | None:
         """Visibility of a block, ``[B|1, 1|H, rows, cols]`` bool; None when every key is visible."""
         parts = []

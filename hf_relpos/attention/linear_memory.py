@@ -52,13 +52,17 @@ def suits(call: AttentionCall) -> bool:
 
     Blocks that are recomputed for their gradient take longer than dense scores that fit in memory; a compiler sees blocks only.
     """
-    keys = call.key.shape[2]
+    keys, on_cpu = call.key.shape[2], call.query.device.type == "cpu"
     if call.query.shape[2] <= FEW_QUERIES:
-        return call.query.device.type == "cpu"
+        return on_cpu
+    plain = (call.mask.is_plain_causal or call.mask.hides_nothing) and call.query.shape[-1] == call.value.shape[-1]
+    if plain and not (call.score_terms or call.value_terms or (call.dropout and on_cpu)):
+        # PyTorch's own kernels hold no scores then
+        return False
     scores = call.query.shape[0] * call.query.shape[1] * call.query.shape[2] * keys
     if scores > MANY_SCORES:
         return True
-    if call.query.device.type != "cpu" or torch.compiler.is_compiling():
+    if not on_cpu or torch.compiler.is_compiling():
         return False
     terms = (*call.score_terms, *call.value_terms)
     kind = "keys" if all(isinstance(term, KeyVector) for term in terms) else "distances"
