@@ -11,6 +11,7 @@ import argparse
 import sys
 from collections.abc import Iterator, Sequence
 
+import torch
 from attention_case import BACKWARD, Setting
 from call_profile import profile
 from call_timing import Effort, rounds_at
@@ -123,6 +124,11 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--lengths", type=positive, nargs="+", default=LENGTHS, help="tokens")
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS), metavar="ROW", help=", ".join(ROWS))
     parser.add_argument("--backend", choices=("auto", *hf_relpos.list_backends()), default="auto", help="backend")
+    parser.add_argument(
+        "--flush-denormals",
+        action="store_true",
+        help="measure times with torch.set_flush_denormal(True): numbers below 1e-38, on which some CPUs take long, are 0",
+    )
     parser.add_argument("--profile", choices=ROWS, metavar="ROW", help="show where the time of this row goes instead")
     return parser.parse_args(argv)
 
@@ -132,8 +138,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     given = sys.argv[1:] if argv is None else list(argv)
     arguments = parse(given)
     device = find_device(arguments.device)
+    if arguments.flush_denormals and not torch.set_flush_denormal(True):
+        sys.exit("--flush-denormals: this CPU cannot")
     if arguments.profile is None:
-        results = record("targets", given, device, lambda: measure(arguments, device))
+        variant = "flush-denormals" if arguments.flush_denormals else ""
+        results = record("targets", given, device, lambda: measure(arguments, device), variant)
         store(results, render(results), arguments.output)
         return
     row = ROWS[arguments.profile]

@@ -30,8 +30,8 @@ from .sdpa import attend_block as sdpa_block
 # scores of one call beyond which "auto" spares them whatever it costs: half a GiB in float32, and several copies are held for a gradient
 MANY_SCORES = 2**27
 # where "auto" takes this backend on a CPU, by what is added: nothing but numbers by key, by distance too, or vectors. Without gradients: the number of keys from which on;
-# with them: the number of scores of all samples and heads, which dense backends hold several times over. From benchmarks/results/crossovers-*.md, `make bench-crossovers`: the
-# length from which on most kinds of encodings are as fast as elsewhere, or take half the memory and at most a sixth longer
+# with them: the number of scores of all samples and heads, which dense backends hold several times over. Made from benchmarks/crossovers.py, whose run is stored in
+# benchmarks/results: where most kinds of encodings are as fast as elsewhere, or take half the memory and at most a quarter longer
 CROSSOVERS = {"keys": (64, 2**19), "distances": (256, 2**21), "vectors": (512, 2**23)}
 
 
