@@ -117,7 +117,8 @@ def test_sliding_windows(side, causal, masks):
     }
     with torch.no_grad():
         expected = ours(ids, attention_mask=by_type).logits
-    torch.testing.assert_close(logits[mask.bool()], expected[mask.bool()], **close)
+    # the host normalises in float32, where sums in another order may round to the next number
+    torch.testing.assert_close(logits[mask.bool()], expected[mask.bool()], rtol=0, atol=1e-6)
 
 
 @each_family
