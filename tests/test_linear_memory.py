@@ -37,8 +37,8 @@ def many_blocks(monkeypatch):
     }
     for name, size in sizes.items():
         monkeypatch.setattr(by_distance, name, size)
-    monkeypatch.setattr(linear_memory, "MOST_ELEMENTS", 900)
-    monkeypatch.setattr(linear_memory, "FEW_QUERIES", 0)
+    for name, size in {"SMALLEST_BLOCK": 5, "MOST_ELEMENTS": 900, "FEW_QUERIES": 0}.items():
+        monkeypatch.setattr(linear_memory, name, size)
 
 
 def masks():
@@ -217,6 +217,7 @@ class LargestTensor(TorchDispatchMode):
 def test_no_tensor_grows_with_the_square_of_length(case, monkeypatch):
     for name, size in {"SMALLEST_BLOCK": 64, "TILE_ROWS": 64, "TILE_COLS": 64, "KEY_TILE_COLS": 64}.items():
         monkeypatch.setattr(by_distance, name, size)
+    monkeypatch.setattr(linear_memory, "SMALLEST_BLOCK", 64)
     for module in (by_distance, linear_memory):
         monkeypatch.setattr(module, "MOST_ELEMENTS", 2**14)
     encoding = build(*case, dtype=torch.float32)

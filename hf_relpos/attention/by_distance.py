@@ -13,8 +13,7 @@ go through the kernel without that bias, and the parts are put together by their
 
 *Gradients.* The kernel's own backward pass has none for its mask. :class:`TermAttention` recomputes the scores in tiles from the logsumexp, which enters the product
 as one more feature. The gradient of a score is written into a buffer whose rows are shifted as the bias is, so that one distance is one column: its
-column sums are the table's gradient, and its products with the vectors and the queries are theirs. No atomic adds: the same bits in every run. Of a bias by
-key alone (gates), the gradient is what the kernel's own pass gives for a key coordinate that the queries meet with 1 and the keys have 0 of.
+column sums are the table's gradient, and its products with the vectors and the queries are theirs. No atomic adds: the same bits in every run.
 
 *Weights that are needed* (dropout, vectors added to the values) are computed for a block of queries and again for the gradient, dropout from its seed.
 """
@@ -28,7 +27,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from .fused_kernel import flash, gate_gradients, hankel, per_head
+from .fused_kernel import flash, hankel, per_head
 
 # queries of one call of the kernel, where blocks pay: 8 of them, but never below its own tile
 BLOCKS, SMALLEST_BLOCK = 8, 256
@@ -46,12 +45,11 @@ LOG2_E, LEAST_EXPONENT, DEEP = math.log2(math.e), -100.0, -40.0
 
 @dataclass(frozen=True)
 class Shape:
-    """What a region's attention is told beside tensors: entries ``low .. high`` of the distances are visible, or with ``causal`` what the kernel's own
-    causality lets be seen; ``bare``: a table says no more than that; ``kinds``: by what each table of vectors is met, and its ``start``; the seed of dropout."""
+    """What a region's attention is told beside tensors: entries ``low .. high`` of the distances are visible; ``bare``: a table says no
+    more than that; ``kinds``: by what each table of vectors is met, and its ``start``; the seed of dropout."""
 
     scale: float
     dropout: float
-    causal: bool
     low: int
     high: int
     bare: bool = False
@@ -85,7 +83,8 @@ def query_blocks(queries: int, keys: int, shape: Shape, size: int | None = None)
     if size is None:
         if shape.low <= 0 and shape.high >= queries + keys - 2:
             return [(0, queries, 0, keys)]
-        size = max(SMALLEST_BLOCK, -(-queries // BLOCKS))
+        # no more than what a query sees, or most of a block's scores are of keys that few of its queries see
+        size = max(SMALLEST_BLOCK, min(-(-queries // BLOCKS), shape.high - shape.low + 1))
     blocks = []
     for a in range(0, queries, size):
         z = min(a + size, queries)
@@ -313,13 +312,8 @@ class TermAttention(torch.autograd.Function):
             output, logsumexp = _weighed(query, key, value, table, columns, shape, flat)
         elif kinds or (table is not None and columns is not None):
             output, logsumexp = _fused(query, key, value, table, columns, shape, flat)
-        elif table is None:
-            assert columns is not None
-            mask = columns[:, :, None].expand(-1, -1, query.shape[2], -1)
-            output, logsumexp = flash(
-                query, per_head(key, groups), per_head(value, groups), mask, shape.causal, shape.scale
-            )
         else:
+            assert table is not None
             back_key, back_value = (per_head(x.flip(2), groups) for x in (key, value))
             parts = [
                 flash(
@@ -357,11 +351,6 @@ class TermAttention(torch.autograd.Function):
     def _gradients(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, table, columns, output, logsumexp, *flat = ctx.saved_tensors
         shape: Shape = ctx.shape
-        if table is None and not shape.kinds and not shape.dropout:
-            *others, by_key, by_row = gate_gradients(
-                query, key, value, columns, output, logsumexp, gradient, shape.causal, shape.scale
-            )
-            return (*others, None, by_key, by_row if ctx.needs_input_grad[5] else None, None)
         dtype = logsumexp.dtype
         groups = query.shape[1] // key.shape[1]
         keys, rows = key.shape[2], _rows(key.shape[2])

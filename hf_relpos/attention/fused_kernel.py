@@ -34,66 +34,97 @@ def kernel_works() -> bool:
 
 
 def _probe() -> bool:
-    """Whether this PyTorch's kernel, an internal operator, takes strided masks, also with its own causality, and returns what is meant here."""
+    """Whether this PyTorch's kernel, an internal operator, takes strided masks, also with its own causality, and returns what is meant here; and so does its backward
+    pass, also for some of the keys at a time."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad(), torch.device("cpu"):
         query, key, value = (torch.randn(1, 2, 9, 8, generator=generator, dtype=torch.float64) for _ in range(3))
         table = torch.randn(2, 17, generator=generator, dtype=torch.float64)
+        # one query does not see its last key
+        table[0, 0] = -torch.inf
         columns = torch.randn(1, 2, 1, 9, generator=generator, dtype=torch.float64).expand(-1, -1, 9, -1)
         causal = torch.ones(9, 9, dtype=torch.bool).tril()
+        cases = ((None, False, [9]), (hankel(table, 0, 9, 0, 9)[None], False, [4, 5]), (columns, True, [9]))
         try:
-            for mask, is_causal in ((None, False), (hankel(table, 0, 9, 0, 9)[None], False), (columns, True)):
-                scores = query @ key.mT * 0.3
-                if mask is not None:
-                    scores = scores + mask
-                if is_causal:
-                    scores = scores.masked_fill(~causal, -torch.inf)
-                output, logsumexp = flash(query, key, value, mask, is_causal, 0.3)
-                for ours, theirs in ((output, scores.softmax(-1) @ value), (logsumexp, scores.logsumexp(-1))):
-                    if not torch.allclose(ours, theirs, rtol=0, atol=1e-12):
-                        return False
-            with torch.enable_grad():
-                leaves = [x.requires_grad_() for x in (query, key, value, columns[:, :, 0].clone())]
-                scores = query @ key.mT * 0.3 + leaves[3][:, :, None]
-                expected = scores.masked_fill(~causal, -torch.inf).softmax(-1) @ value
-                gates = torch.autograd.grad(expected.sum(), leaves)
-            query, key, value, gate = (x.detach() for x in leaves)
-            found = gate_gradients(query, key, value, gate, output, logsumexp, torch.ones_like(output), True, 0.3)
-            for mine, theirs in zip(found[:4], gates, strict=True):
-                if not torch.allclose(mine, theirs, rtol=0, atol=1e-12):
-                    return False
+            return all(_agrees(query, key, value, mask, causal if own else None, parts) for mask, own, parts in cases)
         except (AttributeError, RuntimeError, TypeError, ValueError):
             return False
-    return True
+
+
+def _agrees(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: Tensor | None, parts: list[int]
+) -> bool:
+    """Whether the kernel gives what plain products give, its backward pass for ``parts`` of the keys at a time."""
+    with torch.enable_grad():
+        gate = query.new_zeros(query.shape[:3])
+        leaves = [x.detach().clone().requires_grad_() for x in (query, key, value, gate)]
+        scores = leaves[0] @ leaves[1].mT * 0.3 + leaves[3][:, :, None]
+        if mask is not None:
+            scores = scores + mask
+        if causal is not None:
+            scores = scores.masked_fill(~causal, -torch.inf)
+        expected = scores.softmax(-1) @ leaves[2]
+        grads = torch.autograd.grad(expected.sum(), leaves)
+    own = causal is not None
+    output, logsumexp = flash(query, key, value, mask, own, 0.3)
+    found: list[list[Tensor]] = []
+    first = 0
+    for count in parts:
+        some = slice(first, first + count)
+        pieces = (query, key[:, :, some], value[:, :, some], output, logsumexp, torch.ones_like(output))
+        found.append(list(gate_gradients(*pieces, None if mask is None else mask[..., some], own, 0.3)))
+        first += count
+    by_query, by_key, by_value, by_gate, _ = zip(*found, strict=True)
+    pairs = [
+        (output, expected),
+        (logsumexp, scores.logsumexp(-1)),
+        (sum(by_query), grads[0]),
+        *(
+            (torch.cat(mine, dim=2), theirs)
+            for mine, theirs in zip((by_key, by_value, by_gate), grads[1:], strict=True)
+        ),
+    ]
+    return all(torch.allclose(torch.as_tensor(mine), theirs, rtol=0, atol=1e-12) for mine, theirs in pairs)
+
+
+def flash_gradients(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    output: Tensor,
+    logsumexp: Tensor,
+    gradient: Tensor,
+    mask: Tensor | None,
+    causal: bool,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of queries, keys and values from the kernel's own backward pass; ``logsumexp`` and ``output`` may be those of more keys than these."""
+    operator = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+    found: tuple[Tensor, Tensor, Tensor] = operator(
+        gradient, query, key, value, output, logsumexp, 0.0, causal, attn_mask=mask, scale=scale
+    )
+    return found
 
 
 def gate_gradients(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    columns: Tensor,
     output: Tensor,
     logsumexp: Tensor,
     gradient: Tensor,
+    mask: Tensor | None,
     causal: bool,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of queries, keys, values and of a bias by key and by query, from the kernel's own backward pass: a coordinate more, 1 in the queries and 0 in the
-    keys, changes no score, and its gradient in the keys sums those of the scores; another one, with the roles changed, does so for the queries."""
-    groups, width = query.shape[1] // key.shape[1], query.shape[-1]
-    wide = [pad(x, (0, 8)) for x in (gradient, query, per_head(key, groups), per_head(value, groups), output)]
-    wide[1][..., width] = wide[2][..., width + 1] = 1.0
-    mask = columns[:, :, None].expand(-1, -1, query.shape[2], -1)
-    backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
-    grads = backward(*wide, logsumexp, 0.0, causal, attn_mask=mask, scale=scale)
+    """The same and, by key and by query, the sums of the gradients of scores: a coordinate more, 1 in the queries and 0 in the keys, changes no score, and its gradient
+    in the keys is such a sum; another one, with the roles changed, does so for the queries."""
+    width = query.shape[-1]
+    query, key, value, output, gradient = (pad(x, (0, 8)) for x in (query, key, value, output, gradient))
+    query[..., width] = key[..., width + 1] = 1.0
+    grads = flash_gradients(query, key, value, output, logsumexp, gradient, mask, causal, scale)
     grad_query, grad_key, grad_value = (x[..., :width] for x in grads)
-    return (
-        grad_query,
-        per_group(grad_key, groups),
-        per_group(grad_value, groups),
-        grads[1][..., width] / scale,
-        grads[0][..., width + 1] / scale,
-    )
+    return grad_query, grad_key, grad_value, grads[1][..., width] / scale, grads[0][..., width + 1] / scale
 
 
 def per_head(x: Tensor, groups: int) -> Tensor:

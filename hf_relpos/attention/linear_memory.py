@@ -18,12 +18,14 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 
 from ..encodings.terms import DistanceTable, KeyBuckets, KeyVector, QueryBuckets, ValueBuckets
-from .by_distance import MOST_ELEMENTS, Shape, TermAttention, blind_rows, query_blocks
+from .by_distance import MOST_ELEMENTS, SMALLEST_BLOCK, Shape, TermAttention, blind_rows, query_blocks
+from .by_kernel import KernelAttention, distance_plan, key_plan, near_plan
 from .call import AttentionCall
 from .eager import attend_block as eager_block
+from .far_keys import alike, fall_needed, first_near_keys, may_fall, put_back, visible_entries, without_far
 from .few_queries import FEW_QUERIES
 from .few_queries import run as run_few
-from .fused_kernel import hankel, kernel_works
+from .fused_kernel import kernel_works
 from .regions import ENDLESS, Region, regions_of, visible_distances
 from .sdpa import attend_block as sdpa_block
 
@@ -33,6 +35,9 @@ MANY_SCORES = 2**27
 # with them: the number of scores of all samples and heads, which dense backends hold several times over. Made from benchmarks/crossovers.py, whose run is stored in
 # benchmarks/results: where most kinds of encodings are as fast as elsewhere, or take half the memory and at most a quarter longer
 CROSSOVERS = {"keys": (64, 2**19), "distances": (256, 2**21), "vectors": (512, 2**23)}
+
+# share of the scores before a query above which leaving out far ones, for which the kernel's own causality must be given up, is no gain
+WORTHWHILE = 0.7
 
 
 def objections(call: AttentionCall) -> list[str]:
@@ -224,19 +229,13 @@ def _region(
     # distances of the region: entry i + j' for the local query i and the key j' counted from the region's end
     start = first - cols.stop + call.mask.positions.num_keys
     zero = cols.stop - 1 - first - offset
-    shape = Shape(call.scale, call.dropout, False, zero + lowest, zero + highest)
+    shape = Shape(call.scale, call.dropout, zero + lowest, zero + highest)
     if table is None:
-        shape = replace(shape, causal=call.mask.causal and not vectors and not call.dropout, low=-ENDLESS, high=ENDLESS)
+        shape = replace(shape, low=-ENDLESS, high=ENDLESS)
     else:
         table = table[:, start : start + query.shape[2] + key.shape[2] - 1].expand(query.shape[1], -1)
-    learning = torch.is_grad_enabled()
-    learned = learning and any(bias is not None and bias.requires_grad for bias in (table, columns))
-    bare = not any(isinstance(term, DistanceTable) for term in call.score_terms)
-    mixed = table is not None and columns is not None
-    blind = table is not None and bool(blind_rows(table, key.shape[2]).any())
-    # a mask beside the kernel's own causality is more than the public function allows
-    own = columns is not None and shape.causal
-    if vectors or call.dropout or learned or mixed or blind or own:
+    if vectors or call.dropout or (table is not None and columns is not None):
+        bare = not any(isinstance(term, DistanceTable) for term in call.score_terms)
         kinds = tuple((part.met_by, part.start - start) for part in vectors)
         flat: list[Tensor | None] = []
         for part in vectors:
@@ -245,31 +244,65 @@ def _region(
         seed = int(torch.randint(2**62, ())) if call.dropout else 0
         shape = replace(shape, bare=bare and bool(kinds), kinds=kinds, seed=seed)
         return region, TermAttention.apply(query, key, value, table, columns, row_numbers, shape, *flat)
-    if table is None:
-        mask = None if columns is None else columns.detach()[:, :, None].expand(-1, -1, query.shape[2], -1)
-        output = scaled_dot_product_attention(
-            query,
-            key,
-            value,
-            attn_mask=mask,
-            is_causal=shape.causal,
-            scale=call.scale,
-            enable_gqa=bool(call.groups > 1),
-        )
-        return region, output
-    key, value, table = key.flip(2), value.flip(2), table.detach()
-    parts = [
-        scaled_dot_product_attention(
-            query[:, :, a:z],
-            key[:, :, c:d],
-            value[:, :, c:d],
-            attn_mask=hankel(table, a, z, c, d)[None],
-            scale=call.scale,
-            enable_gqa=bool(call.groups > 1),
-        )
-        for a, z, c, d in query_blocks(query.shape[2], key.shape[2], shape)
-    ]
-    return region, parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
+    if table is not None:
+        return region, _with_table(query, key, value, table, shape)
+    if columns is not None:
+        return region, _with_columns(query, key, value, columns, row_numbers, call.mask.causal, call.scale)
+    output = scaled_dot_product_attention(
+        query, key, value, is_causal=call.mask.causal, scale=call.scale, enable_gqa=bool(call.groups > 1)
+    )
+    return region, output
+
+
+def _with_table(query: Tensor, key: Tensor, value: Tensor, table: Tensor, shape: Shape) -> Tensor:
+    """A region's output where a number for each distance is all that is added, heads together that reach about as far."""
+    groups, keys = query.shape[1] // key.shape[1], key.shape[2]
+    if bool(blind_rows(table, keys).any()):
+        return TermAttention.apply(query, key, value, table, None, None, shape)
+    table = without_far(table, query, key, shape.scale)
+    first, last = visible_entries(table)
+    costs = [stop - start + 1 for start, stop in zip(first, last, strict=True)]
+    learned = torch.is_grad_enabled() and table.requires_grad
+    heads = alike(costs, groups)
+    outputs = []
+    for some in heads:
+        low = max(shape.low, min(first[number] for number in some.numbers))
+        high = min(shape.high, max(last[number] for number in some.numbers))
+        own = replace(shape, low=low, high=high)
+        mine, (k, v) = some.of(query), (some.of(x, groups) for x in (key, value))
+        entries = some.of(table[None])[0]
+        if learned:
+            outputs.append(TermAttention.apply(mine, k, v, entries, None, None, own))
+        else:
+            blocks = query_blocks(query.shape[2], keys, own)
+            plan = distance_plan(entries.detach(), blocks, shape.scale)
+            outputs.append(KernelAttention.apply(mine, k.flip(2), v.flip(2), None, None, plan))
+    return put_back(outputs, heads)
+
+
+def _with_columns(
+    query: Tensor, key: Tensor, value: Tensor, columns: Tensor, rows: Tensor | None, causal: bool, scale: float
+) -> Tensor:
+    """A region's output where a number for each key is all that is added; where keys are hidden from queries before them, as many of them as of queries."""
+    groups, keys = query.shape[1] // key.shape[1], key.shape[2]
+    if not causal or not may_fall(columns):
+        plan = key_plan(columns.detach(), query.shape[2], causal, scale)
+        return KernelAttention.apply(query, key, value, columns, rows, plan)
+    fall = fall_needed(query, key, scale)
+    starts = first_near_keys(columns, fall, SMALLEST_BLOCK).amin(0)
+    ends = torch.arange(1, starts.shape[-1] + 1) * SMALLEST_BLOCK
+    costs = ((ends.clamp(max=keys) - starts) * SMALLEST_BLOCK).sum(-1)
+    heads = alike(costs.tolist(), groups)
+    outputs = []
+    for some in heads:
+        mine, (k, v) = some.of(query), (some.of(x, groups) for x in (key, value))
+        own, own_rows = some.of(columns), None if rows is None else some.of(rows)
+        plan = key_plan(own.detach(), query.shape[2], causal, scale)
+        if int(costs[some.numbers].max()) < WORTHWHILE * keys * keys / 2:
+            begin = starts[some.numbers].amin(0).tolist()
+            plan = near_plan(own.detach(), begin, some.of(fall), SMALLEST_BLOCK, scale)
+        outputs.append(KernelAttention.apply(mine, k, v, own, own_rows, plan))
+    return put_back(outputs, heads)
 
 
 def _by_blocks(call: AttentionCall) -> Tensor:
