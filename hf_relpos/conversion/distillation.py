@@ -18,7 +18,16 @@ from torch.nn.utils import parametrize
 
 from . import distillation_checkpoint as checkpoint
 from . import low_rank
-from .distillation_targets import WEIGHTS, States, Targets, has_logits, similarity, student_states, teacher_states
+from .distillation_targets import (
+    WEIGHTS,
+    States,
+    Targets,
+    comparison,
+    has_logits,
+    similarity,
+    student_states,
+    teacher_states,
+)
 from .distillation_texts import DistillationTexts, StepTexts
 from .layerwise import Progress
 from .processes import PRECISIONS, Processes
@@ -160,9 +169,11 @@ class _Run:
         folder: Path | None,
         progress: Progress,
     ):
+        # of the teacher too, which is never asked for a gradient: autocast keeps what it has rounded only of weights that could have one
         self.teacher, self.student = (
-            model.eval().requires_grad_(False).to(together.device) for model in (teacher, student)
+            model.eval().requires_grad_(True).to(together.device) for model in (teacher, student)
         )
+        student.requires_grad_(False)
         self.texts, self.options, self.together = texts, options, together
         self.folder, self.progress = folder, progress if together.index == 0 else lambda message: None
         if options.lora_rank is not None:
@@ -195,6 +206,10 @@ class _Run:
             kind = "encoding" if "relpos" in name.split(".") else "vector" if parameter.ndim == 1 else "matrix"
             groups.setdefault(kind, {})[name] = parameter
         return groups
+
+    def _own(self, texts: StepTexts, number: int) -> StepTexts:
+        """The rows of this process, which begins elsewhere in each text's turn, for some are too long for a row each."""
+        return texts.take(slice((self.together.index + number) % self.together.count, None, self.together.count))
 
     def _moved(self, texts: StepTexts) -> StepTexts:
         return StepTexts(texts.ids.to(self.together.device), texts.factor, texts.before, texts.after)
@@ -276,19 +291,21 @@ class _Run:
         together = self.together
         self.optimizer.zero_grad(set_to_none=True)
         told = torch.zeros(len(self.weights), device=together.device)
-        for number, texts in enumerate(step):
-            # in turn, for some texts are too long for a row each
-            mine = self._moved(texts.take(slice((together.index + number) % together.count, None, together.count)))
-            if not len(mine.ids):
-                continue
-            share = len(mine.ids) / len(texts.ids) / len(step)
-            with together.autocast():
+        # one context for all texts, for which it rounds each weight once
+        with together.autocast():
+            for number, texts in enumerate(step):
+                mine = self._moved(self._own(texts, number))
+                if not len(mine.ids):
+                    continue
+                share = len(mine.ids) / len(texts.ids) / len(step)
                 with torch.no_grad():
                     wanted = teacher_states(self.teacher, mine)
                 found = student_states(self.student, mine)
-            parts = self.targets.loss(wanted, found)
-            torch.stack([weight * parts[name] for name, weight in self.weights.items()]).sum().mul(share).backward()
-            told += torch.stack([parts[name].detach() * share for name in self.weights])
+                with torch.autocast(together.device.type, enabled=False):
+                    parts = self.targets.loss(wanted, found)
+                    weighed = torch.stack([weight * parts[name] for name, weight in self.weights.items()])
+                    (weighed.sum() * share).backward()
+                told += torch.stack([parts[name].detach() * share for name in self.weights])
         learning = [parameter for parameter in self.trained.values() if parameter.requires_grad]
         if together.count > 1:
             self._add_gradients(learning)
@@ -318,15 +335,22 @@ class _Run:
     @torch.no_grad()
     def _evaluate(self) -> None:
         """Compare on the texts held out, and keep the weights when they are the best so far."""
-        with self.together.autocast():
-            known = self.known or [teacher_states(self.teacher, texts) for texts in self.held_out]
+        together, texts = self.together, self.held_out
+        mine = [self._own(some, number) for number, some in enumerate(texts)]
+        with together.autocast():
+            known = self.known or [teacher_states(self.teacher, some) for some in mine]
             if not has_logits(self.teacher):
                 # logits of all texts would be much to keep; of the rest the last states are compared
                 self.known = [States(one.hidden[-1:], None) for one in known]
-            found = {
-                texts.whole().shape[1]: similarity(wanted, student_states(self.student, texts))
-                for texts, wanted in zip(self.held_out, known, strict=True)
-            }
+            sums = [
+                comparison(wanted, student_states(self.student, some)) * len(some.ids) if len(some.ids) else 0.0
+                for some, wanted in zip(mine, known, strict=True)
+            ]
+        added = together.add(torch.tensor(sums, device=together.device))
+        found = {
+            some.whole().shape[1]: similarity(float(total) / len(some.ids), has_logits(self.student))
+            for some, total in zip(texts, added, strict=True)
+        }
         result = self.result
         means = {name: value / self.summed for name, value in self.sums.items()}
         loss = means.pop("loss", None)

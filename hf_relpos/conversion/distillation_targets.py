@@ -1,5 +1,6 @@
 """What a student is to have of its teacher: hidden states of the last layers, their mean over a text, and the next tokens of a decoder."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -122,8 +123,13 @@ def divergence(wanted: Tensor, found: Tensor) -> Tensor:
     return (target.exp() * (target - mine)).sum(-1).mean()
 
 
-def similarity(wanted: States, found: States) -> float:
-    """How near the student is, at most 1: the mean cosine of pooled outputs, or exp(-KL) of next tokens where there are any."""
+def comparison(wanted: States, found: States) -> float:
+    """The mean cosine of pooled outputs, or where there are next tokens the mean of KL(wanted | found)."""
     if found.logits is not None and wanted.logits is not None:
-        return float((-divergence(wanted.logits, found.logits)).exp())
+        return float(divergence(wanted.logits, found.logits))
     return float(torch.cosine_similarity(found.pooled(), wanted.pooled(), dim=-1).mean())
+
+
+def similarity(mean: float, writes: bool) -> float:
+    """How near the student is, at most 1, from the mean of :func:`comparison`: the cosine, or exp(-KL) of models that write."""
+    return math.exp(-mean) if writes else mean
