@@ -111,12 +111,14 @@ def test_content_that_lifts_far_keys_keeps_them(name, read):
         torch.testing.assert_close(mine / scale, theirs / scale, rtol=0, atol=1e-10)
 
 
-def test_one_key_that_is_looked_for_is_found_behind_any_distance():
+@pytest.mark.parametrize("sample", [0, 1])
+def test_one_key_that_is_looked_for_is_found_behind_any_distance(sample):
     """A far key which every query wants: its content outweighs the slope, and nothing else does."""
     length, slope = 200, 1.0
-    query = torch.zeros(1, 1, length, WIDTH, dtype=torch.float64)
+    query = torch.zeros(2, 1, length, WIDTH, dtype=torch.float64)
     key = torch.zeros_like(query)
-    query[..., 0], key[:, :, 0, 0] = 20.0, 20.0
+    # in one of two samples, whichever, which share the table
+    query[sample, ..., 0], key[sample, :, 0, 0] = 20.0, 20.0
     distance = torch.arange(length - 1, -length, -1, dtype=torch.float64)
     table = -slope * distance.abs()[None]
     assert bool((far_keys.without_far(table, query, key, 1.0) == table).all())

@@ -81,10 +81,46 @@ def test_every_case(case):
     compare(build(*case), is_causal=case[1], **masks()["holes"])
 
 
+@pytest.mark.parametrize("kernel", [False, True])
 @pytest.mark.parametrize("name", masks())
 @pytest.mark.parametrize("case", [case for case in CASES if case[0]["type"] in KINDS], ids=label)
-def test_every_mask(case, name):
+def test_every_mask(case, name, kernel, monkeypatch):
+    """By plain products, and by the fused kernel, which takes their place where its own are faster."""
+    if kernel:
+        monkeypatch.setattr(few_queries, "_kernel_is_faster", lambda call: not call.value_terms)
     compare(build(*case), is_causal=case[1], **masks()[name])
+
+
+@pytest.mark.parametrize(
+    ("dtype", "can", "faster"),
+    [
+        (torch.bfloat16, {"amx_bf16": True}, True),
+        (torch.bfloat16, {"avx512_bf16": True}, False),
+        (torch.float16, {"amx_bf16": True}, False),
+        (torch.float32, {"amx_bf16": True}, False),
+    ],
+)
+def test_the_kernel_is_taken_where_it_multiplies_bfloat16(dtype, can, faster, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: can)
+    calls = []
+    monkeypatch.setattr(
+        few_queries,
+        "scaled_dot_product_attention",
+        lambda *args, inner=few_queries.scaled_dot_product_attention, **options: (
+            calls.append(1) or inner(*args, **options)
+        ),
+    )
+    query, key, value = (x.to(dtype) for x in tensors(1, LENGTH))
+    for rel_pos, dropout, expected in (
+        ({"type": "t5"}, 0.0, faster),
+        ({"type": "t5"}, 0.1, False),
+        ({"type": "shaw"}, 0.0, False),
+    ):
+        calls.clear()
+        encoding = build(rel_pos, True).to(dtype)
+        given = {"is_causal": True, "query_offset": LENGTH - 1, "dropout_p": dropout}
+        hf_relpos.attention(query, key, value, encoding, backend="linear_memory", **given)
+        assert bool(calls) == expected
 
 
 @pytest.mark.parametrize("rel_pos", [{"type": "relative_key_query"}, [{"type": "relative_key_query"}] * 2])
@@ -127,7 +163,9 @@ class Largest(TorchDispatchMode):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("groups", [1, 2, HEADS])
-def test_keys_and_values_are_neither_repeated_nor_copied(groups, dtype):
+@pytest.mark.parametrize("kernel", [False, True])
+def test_keys_and_values_are_neither_repeated_nor_copied(groups, dtype, kernel, monkeypatch):
+    monkeypatch.setattr(few_queries, "_kernel_is_faster", lambda call: kernel)
     query, key, value = (x.to(dtype) for x in tensors(1, 200, groups=groups))
     encoding = hf_relpos.build_encoding({"type": "t5"}, num_heads=HEADS, head_dim=WIDTH, hidden_size=32)
     with torch.no_grad(), Largest() as watch:

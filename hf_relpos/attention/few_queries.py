@@ -2,7 +2,7 @@
 
 Time goes into reading keys and values once, so nothing else may touch them: heads that share keys are rows of one product (keys are never repeated), and
 half precision is left to the products, with scores, softmax and terms in float32 (the fused kernel converts keys and values piecewise, and takes
-several times as long on a CPU). All else is as large as the scores: a bias is added once, for all samples where they agree; what a mask hides is put into
+several times as long on most CPUs; where they have units for matrices of bfloat16 it is the other way round). All else is as large as the scores: a bias is added once, for all samples where they agree; what a mask hides is put into
 that bias; and rows that see nothing are looked for only where something may hide keys.
 
 A term that keys meet would read them once more. Far keys mostly share one row ``e`` of its table, and ``scale * q . k + e . k`` is ``scale * (q + e / scale) . k``: the
@@ -11,10 +11,11 @@ row goes into the query, and only near keys, which meet other rows, are read aga
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import dropout, pad
+from torch.nn.functional import dropout, pad, scaled_dot_product_attention
 
 from ..encodings.terms import ALL, KeyBuckets
 from .call import AttentionCall, Mask, rows_without_keys
@@ -28,20 +29,28 @@ def run(call: AttentionCall) -> Tensor:
     call, near = _into_query(call)
     batch, heads, queries, width = call.query.shape
     shape = (batch, call.key.shape[1], call.groups * queries)
-    dtype = torch.promote_types(call.query.dtype, torch.float32)
-    scores = call.query.reshape(*shape, width) @ call.key.transpose(-1, -2)
-    scores = scores.view(batch, heads, queries, -1).to(dtype) * call.scale
-
-    if near is not None:
-        scores = scores + near
     added, visible = call.bias(), None if _sees_all(call.mask) else call.mask.tile()
     if visible is not None:
-        nothing = scores.new_zeros(()) if added is None else added
+        nothing = call.query.new_zeros((), dtype=_dtype(call)) if added is None else added
         added = nothing.masked_fill(~visible, -math.inf)
-    blind = None
+    blind = None if added is None else rows_without_keys(added)
+    if added is not None and blind is not None:
+        added = added.masked_fill(blind, 0.0)
+    query = call.query.reshape(*shape, width)
+    if near is not None:
+        added = near if added is None else near + added
+    if _kernel_is_faster(call):
+        mask = None
+        if added is not None:
+            rows = added.expand(-1, heads, queries, -1).reshape(added.shape[0], *shape[1:], -1)
+            mask = rows.expand(batch, -1, -1, -1)
+        output = scaled_dot_product_attention(query, call.key, call.value, attn_mask=mask, scale=call.scale)
+        output = output.reshape(batch, heads, queries, -1)
+        return (output if blind is None else output.masked_fill(blind, 0.0)).transpose(1, 2)
+    scores = query @ call.key.transpose(-1, -2)
+    scores = scores.view(batch, heads, queries, -1).to(_dtype(call)) * call.scale
     if added is not None:
-        blind = rows_without_keys(added)
-        scores = scores + (added if blind is None else added.masked_fill(blind, 0.0))
+        scores = scores + added
     weights = scores.softmax(dim=-1)
     if blind is not None:
         weights = weights.masked_fill(blind, 0.0)
@@ -50,6 +59,20 @@ def run(call: AttentionCall) -> Tensor:
     for term in call.value_terms:
         output = output + term.apply(weights)
     return output.transpose(1, 2)
+
+
+def _dtype(call: AttentionCall) -> torch.dtype:
+    """Of scores."""
+    return torch.promote_types(call.query.dtype, torch.float32)
+
+
+def _kernel_is_faster(call: AttentionCall) -> bool:
+    """Whether the fused kernel has the better products in this precision, as on CPUs with units for matrices of bfloat16; it shows no weights and drops none."""
+    if call.query.dtype != torch.bfloat16 or call.dropout or call.value_terms or call.query.device.type != "cpu":
+        return False
+    # before some version PyTorch does not tell
+    can: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(can.get("amx_bf16"))
 
 
 def _sees_all(mask: Mask) -> bool:
