@@ -4,9 +4,6 @@
 fused kernel takes for its mask; vectors by distance a block of queries at a time; gradients from recomputed tiles. Padding at the ends and packed documents
 are taken apart beforehand, into rectangles of queries and keys of which every query sees every key (:mod:`regions`).
 
-*Far keys* whose weights would vanish in rounding are left out where a number for each distance or key is all that is added (:mod:`far_keys`). Such numbers go through the kernel in both
-directions (:mod:`by_kernel`), unless they are a table that learns.
-
 *Everything else* is computed in blocks of queries from ``term.tile``, each recomputed for its gradient, by the dense backends' own code.
 
 *A handful of queries* over a long cache is left to plain matrix products: the scores are then no larger than what is read (:mod:`few_queries`).

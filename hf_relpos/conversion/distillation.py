@@ -291,16 +291,13 @@ class _Run:
         together = self.together
         self.optimizer.zero_grad(set_to_none=True)
         told = torch.zeros(len(self.weights), device=together.device)
-        # every token counts the same, but a text beyond the teacher's length no more than one of that length
-        counts = [len(texts.ids) * texts.ids.shape[1] / texts.factor for texts in step]
-        weights = [count / sum(counts) for count in counts]
         # one context for all texts, for which it rounds each weight once
         with together.autocast():
             for number, texts in enumerate(step):
                 mine = self._moved(self._own(texts, number))
                 if not len(mine.ids):
                     continue
-                share = weights[number] * len(mine.ids) / len(texts.ids)
+                share = len(mine.ids) / len(texts.ids) / len(step)
                 with torch.no_grad():
                     wanted = teacher_states(self.teacher, mine)
                 found = student_states(self.student, mine)
