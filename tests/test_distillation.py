@@ -243,7 +243,7 @@ def test_texts_are_drawn_and_held_out(files):
     assert stretch == fitted + source[len(fitted) + len(held_out) :]
     steps = texts.steps(288, 0.3, 0)
     drawn = [next(steps) for _ in range(100)]
-    usual = [(6, 8, 1), (6, 12, 1), (6, 24, 1)]
+    usual = [(12, 8, 1), (8, 12, 1), (4, 24, 1)]
     shapes = {tuple((len(one.ids), one.whole().shape[1], one.factor) for one in step) for step in drawn}
     assert shapes == {tuple(usual), (*usual, (2, 46, 2)), (*usual, (1, 90, 4))}
     assert 15 < sum(len(step) == 4 for step in drawn) < 45

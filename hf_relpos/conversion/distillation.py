@@ -192,7 +192,7 @@ class _Run:
         with together.autocast():
             self.targets = Targets.of(teacher, self.held_out, options.layers)
         self.weights = {name: one for name, one in WEIGHTS.items() if name != "logits" or has_logits(student)}
-        self.known: list[States] | None = None
+        self.known: list[States | None] = []
         measure = "exp(-KL) of next tokens" if has_logits(student) else "cosine of pooled outputs"
         self.result = DistillationResult(options, texts.length, measure)
         self.best: dict[str, Tensor] = {}
@@ -338,12 +338,12 @@ class _Run:
         together, texts = self.together, self.held_out
         mine = [self._own(some, number) for number, some in enumerate(texts)]
         with together.autocast():
-            known = self.known or [teacher_states(self.teacher, some) for some in mine]
+            known = self.known or [teacher_states(self.teacher, some) if len(some.ids) else None for some in mine]
             if not has_logits(self.teacher):
                 # logits of all texts would be much to keep; of the rest the last states are compared
-                self.known = [States(one.hidden[-1:], None) for one in known]
+                self.known = [None if one is None else States(one.hidden[-1:], None) for one in known]
             sums = [
-                comparison(wanted, student_states(self.student, some)) * len(some.ids) if len(some.ids) else 0.0
+                0.0 if wanted is None else comparison(wanted, student_states(self.student, some)) * len(some.ids)
                 for some, wanted in zip(mine, known, strict=True)
             ]
         added = together.add(torch.tensor(sums, device=together.device))

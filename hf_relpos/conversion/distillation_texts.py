@@ -118,7 +118,7 @@ class DistillationTexts:
                 stretch = []
 
     def steps(self, tokens: int, beyond: float, seed: int, first: int = 0) -> Iterator[list[StepTexts]]:
-        """Texts of about ``tokens`` tokens for each step from the ``first`` on, a function of ``seed`` and the step, from places drawn anew: as many of each
+        """Texts of about ``tokens`` tokens for each step from the ``first`` on, a function of ``seed`` and the step, from places drawn anew: an even share for each
         length, since what one length wants of a model that cannot see it moves the others, and in a share ``beyond`` of the steps another for a longer text
         than the teacher reads."""
         step = 0
@@ -136,8 +136,7 @@ class DistillationTexts:
         found = []
         for length, factor in kinds:
             width = self._width(length) * factor
-            rows = tokens // sum(self.lengths) if factor == 1 else tokens // len(self.lengths) // (factor * length)
-            rows = max(1, rows)
+            rows = max(1, tokens // len(self.lengths) // (factor * length))
             starts = torch.randint(len(stretch) - width + 1, (rows, 1), generator=generator)
             found.append(StepTexts(stretch[starts + torch.arange(width)], factor, self.before, self.after))
         return found
