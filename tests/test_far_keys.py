@@ -178,12 +178,13 @@ def test_running_maxima_are_those_of_windows():
 
 
 def test_heads_that_read_alike_go_together():
-    groups = [some.numbers for some in far_keys.alike([100, 5, 11, 90, 6, 250])]
-    assert groups == [[1, 4], [2], [0, 3], [5]]
-    assert [some.numbers for some in far_keys.alike([1, 50, 2, 2], groups=2)] == [[2, 3], [0, 1]]
-    parts = torch.arange(12.0).view(1, 6, 2)
-    heads = far_keys.alike([100, 5, 11, 90, 6, 250])
-    assert torch.equal(far_keys.put_back([some.of(parts) for some in heads], heads), parts)
+    def runs(costs, groups=1):
+        return [(run.start, run.stop) for run in far_keys.alike(costs, groups)]
+
+    assert runs([5, 10, 8, 11, 90, 60, 5]) == [(0, 3), (3, 4), (4, 6), (6, 7)]
+    assert runs([10, 5, 4]) == [(0, 2), (2, 3)]
+    assert runs([1, 50, 2, 2], groups=2) == [(0, 2), (2, 4)]
+    assert runs([1, 50, 60, 2], groups=2) == [(0, 4)]
 
 
 def test_gates_are_compared_with_a_key_that_all_queries_of_a_block_see():

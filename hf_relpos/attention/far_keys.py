@@ -4,35 +4,20 @@ Two keys' scores of one query differ in content by ``scale |q . (k - k')|``, whi
 keys. If a query sees some key with a bias of ``t``, the weight of one with a bias of ``b`` is at most ``exp(b - t + spread)``. Below ``t - spread - log(keys) + log(eps)``
 all of them together weigh less than ``eps`` of the whole. The bound is found anew from the numbers of each call, so that content which does lift far keys keeps them.
 
-Heads that fall quickly (ALiBi, gates) then read a short stretch of keys instead of all. They also stay away from weights below the smallest normal number, on which
+Heads that fall quickly (ALiBi, gates) read a short stretch of keys instead of all. They also stay away from weights below the smallest normal number, on which
 some CPUs compute many times more slowly. The adaptive computation pruning of the forgetting transformer (arXiv 2504.06949) is the same idea with a threshold by
 block on a GPU.
 """
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-# a head joins others that read up to so many times less
+# heads in a run read up to so many times as much as each other
 ALIKE = 2.0
-
-
-class Heads(NamedTuple):
-    """Heads that reach about as far, ascending."""
-
-    numbers: list[int]
-
-    def of(self, x: Tensor, groups: int = 1) -> Tensor:
-        """Their share of ``x`` ``[B, H // groups, ...]``, a view where they lie side by side."""
-        numbers = sorted({number // groups for number in self.numbers})
-        first, last = numbers[0], numbers[-1] + 1
-        if last - first == len(numbers):
-            return x[:, first:last]
-        return x.index_select(1, torch.tensor(numbers, device=x.device))
 
 
 def fall_needed(query: Tensor, key: Tensor, scale: float) -> Tensor:
@@ -80,26 +65,24 @@ def window_maximum(table: Tensor, width: int) -> Tensor:
     return torch.maximum(back[..., : count - width + 1], ahead[..., width - 1 : count])
 
 
-def alike(costs: Sequence[float], groups: int = 1) -> list[Heads]:
-    """Heads by what each reads; those that share keys stay together."""
+def alike(costs: Sequence[float], groups: int = 1) -> list[slice]:
+    """Runs of heads by what each reads; those that share keys stay together."""
     shared = [max(costs[first : first + groups]) for first in range(0, len(costs), groups)]
-    found: list[list[int]] = []
-    least = 0.0
-    for number in sorted(range(len(shared)), key=shared.__getitem__):
-        if not found or shared[number] > ALIKE * least:
-            found.append([])
-            least = shared[number]
-        found[-1].append(number)
-    return [Heads(sorted(head for n in some for head in range(n * groups, n * groups + groups))) for some in found]
+    runs: list[tuple[int, int]] = []
+    least = most = 0.0
+    for number, cost in enumerate(shared):
+        if runs and max(most, cost) <= ALIKE * min(least, cost):
+            runs[-1] = (runs[-1][0], number + 1)
+            least, most = min(least, cost), max(most, cost)
+        else:
+            runs.append((number, number + 1))
+            least = most = cost
+    return [slice(first * groups, last * groups) for first, last in runs]
 
 
-def put_back(parts: Sequence[Tensor], heads: Sequence[Heads]) -> Tensor:
-    """``[B, H, ...]`` from the shares of :meth:`Heads.of`."""
-    if len(parts) == 1:
-        return parts[0]
-    order = [number for some in heads for number in some.numbers]
-    places = torch.tensor(order, device=parts[0].device).argsort()
-    return torch.cat(list(parts), dim=1).index_select(1, places)
+def split_heads(x: Tensor, runs: Sequence[slice], groups: int = 1) -> Sequence[Tensor]:
+    """The share of each run in ``x`` ``[B, H // groups, ...]``, views whose gradients are put together once."""
+    return x.split([(run.stop - run.start) // groups for run in runs], dim=1)
 
 
 def visible_entries(table: Tensor) -> tuple[list[int], list[int]]:

@@ -22,7 +22,7 @@ from .by_distance import MOST_ELEMENTS, SMALLEST_BLOCK, Shape, TermAttention, bl
 from .by_kernel import KernelAttention, distance_plan, key_plan, near_plan
 from .call import AttentionCall
 from .eager import attend_block as eager_block
-from .far_keys import alike, fall_needed, first_near_keys, may_fall, put_back, visible_entries, without_far
+from .far_keys import alike, fall_needed, first_near_keys, may_fall, split_heads, visible_entries, without_far
 from .few_queries import FEW_QUERIES
 from .few_queries import run as run_few
 from .fused_kernel import kernel_works
@@ -255,29 +255,30 @@ def _region(
 
 
 def _with_table(query: Tensor, key: Tensor, value: Tensor, table: Tensor, shape: Shape) -> Tensor:
-    """A region's output where a number for each distance is all that is added, heads together that reach about as far."""
+    """A region's output where a number for each distance is all that is added, runs of heads together that reach about as far."""
     groups, keys = query.shape[1] // key.shape[1], key.shape[2]
     if bool(blind_rows(table, keys).any()):
         return TermAttention.apply(query, key, value, table, None, None, shape)
     table = without_far(table, query, key, shape.scale)
     first, last = visible_entries(table)
-    costs = [stop - start + 1 for start, stop in zip(first, last, strict=True)]
+    runs = alike([stop - start + 1 for start, stop in zip(first, last, strict=True)], groups)
     learned = torch.is_grad_enabled() and table.requires_grad
-    heads = alike(costs, groups)
     outputs = []
-    for some in heads:
-        low = max(shape.low, min(first[number] for number in some.numbers))
-        high = min(shape.high, max(last[number] for number in some.numbers))
-        own = replace(shape, low=low, high=high)
-        mine, (k, v) = some.of(query), (some.of(x, groups) for x in (key, value))
-        entries = some.of(table[None])[0]
+    for run, q, k, v, entries in zip(
+        runs,
+        split_heads(query, runs),
+        split_heads(key, runs, groups),
+        split_heads(value, runs, groups),
+        split_heads(table[None], runs),
+        strict=True,
+    ):
+        own = replace(shape, low=max(shape.low, min(first[run])), high=min(shape.high, max(last[run])))
         if learned:
-            outputs.append(TermAttention.apply(mine, k, v, entries, None, None, own))
+            outputs.append(TermAttention.apply(q, k, v, entries[0], None, None, own))
         else:
-            blocks = query_blocks(query.shape[2], keys, own)
-            plan = distance_plan(entries.detach(), blocks, shape.scale)
-            outputs.append(KernelAttention.apply(mine, k.flip(2), v.flip(2), None, None, plan))
-    return put_back(outputs, heads)
+            plan = distance_plan(entries[0].detach(), query_blocks(query.shape[2], keys, own), shape.scale)
+            outputs.append(KernelAttention.apply(q, k.flip(2), v.flip(2), None, None, plan))
+    return torch.cat(outputs, dim=1) if len(outputs) > 1 else outputs[0]
 
 
 def _with_columns(
@@ -292,17 +293,22 @@ def _with_columns(
     starts = first_near_keys(columns, fall, SMALLEST_BLOCK).amin(0)
     ends = torch.arange(1, starts.shape[-1] + 1) * SMALLEST_BLOCK
     costs = ((ends.clamp(max=keys) - starts) * SMALLEST_BLOCK).sum(-1)
-    heads = alike(costs.tolist(), groups)
+    runs = alike(costs.tolist(), groups)
     outputs = []
-    for some in heads:
-        mine, (k, v) = some.of(query), (some.of(x, groups) for x in (key, value))
-        own, own_rows = some.of(columns), None if rows is None else some.of(rows)
+    for run, q, k, v, own, own_rows in zip(
+        runs,
+        split_heads(query, runs),
+        split_heads(key, runs, groups),
+        split_heads(value, runs, groups),
+        split_heads(columns, runs),
+        [None] * len(runs) if rows is None else split_heads(rows, runs),
+        strict=True,
+    ):
         plan = key_plan(own.detach(), query.shape[2], causal, scale)
-        if int(costs[some.numbers].max()) < WORTHWHILE * keys * keys / 2:
-            begin = starts[some.numbers].amin(0).tolist()
-            plan = near_plan(own.detach(), begin, some.of(fall), SMALLEST_BLOCK, scale)
-        outputs.append(KernelAttention.apply(mine, k, v, own, own_rows, plan))
-    return put_back(outputs, heads)
+        if int(costs[run].max()) < WORTHWHILE * keys * keys / 2:
+            plan = near_plan(own.detach(), starts[run].amin(0).tolist(), fall[:, run], SMALLEST_BLOCK, scale)
+        outputs.append(KernelAttention.apply(q, k, v, own, own_rows, plan))
+    return torch.cat(outputs, dim=1) if len(outputs) > 1 else outputs[0]
 
 
 def _by_blocks(call: AttentionCall) -> Tensor:
