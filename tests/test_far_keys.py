@@ -90,7 +90,7 @@ def test_it_changes_nothing_that_can_be_seen(name, hidden, groups, read):
         given["attention_mask"] = torch.ones(2, LONG)
         given["attention_mask"][1, :40] = 0
     if hidden == "documents":
-        given["segment_ids"] = torch.arange(LONG).ge(170).long().expand(2, -1)
+        given["document_ids"] = torch.arange(LONG).ge(170).long().expand(2, -1)
     expected = outcome(encoding, leaves, "eager", **given)
     found = outcome(encoding, leaves, "linear_memory", **given)
     for mine, theirs in zip(found, expected, strict=True):
@@ -100,10 +100,10 @@ def test_it_changes_nothing_that_can_be_seen(name, hidden, groups, read):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_content_that_lifts_far_keys_keeps_them(name, read):
-    """Forty times the queries and keys: what is far may well be what is looked for."""
+def test_content_that_lifts_far_keys_keeps_them(name):
+    """Ten times the queries and keys: what is far may well be what is looked for."""
     rel_pos, causal = CASES[name]
-    encoding, leaves = build(rel_pos, causal), tensors(120, size=40.0)
+    encoding, leaves = build(rel_pos, causal), tensors(LONG, size=10.0)
     expected = outcome(encoding, leaves, "eager", is_causal=causal)
     found = outcome(encoding, leaves, "linear_memory", is_causal=causal)
     for mine, theirs in zip(found, expected, strict=True):
@@ -119,15 +119,17 @@ def test_one_key_that_is_looked_for_is_found_behind_any_distance(sample):
     key = torch.zeros_like(query)
     # in one of two samples, whichever, which share the table
     query[sample, ..., 0], key[sample, :, 0, 0] = 20.0, 20.0
+    value = torch.ones_like(key)
     distance = torch.arange(length - 1, -length, -1, dtype=torch.float64)
     table = -slope * distance.abs()[None]
-    assert bool((far_keys.without_far(table, query, key, 1.0) == table).all())
+    assert bool((far_keys.without_far(table, query, key, value, 1.0) == table).all())
     # without the content it would be far
-    assert bool((far_keys.without_far(table, query, key * 0, 1.0) == -math.inf).any())
+    assert bool((far_keys.without_far(table, query, key * 0, value, 1.0) == -math.inf).any())
 
 
 def test_the_bound_is_kept_exactly():
     """Keys that are left out weigh less than eps together, for content drawn at random and content that is as far apart as the bound allows."""
+    cuts = 0
     for seed in range(50):
         torch.manual_seed(seed)
         size = 10 ** float(torch.empty(()).uniform_(-2, 1))
@@ -135,11 +137,13 @@ def test_the_bound_is_kept_exactly():
         if seed % 2:
             query, key = query.sign() * size, key.sign() * size
         table = -torch.rand(2, 1, dtype=torch.float64) * 10 * torch.arange(79, dtype=torch.float64).sub(39).abs()
-        cut = far_keys.without_far(table, query, key, 0.7)
+        cut = far_keys.without_far(table, query, key, torch.ones_like(key), 0.7)
+        cuts += int((cut == -math.inf).sum())
         index = torch.arange(40)[:, None] + torch.arange(39, -1, -1)
         weights = (0.7 * query @ key.mT + table[:, index]).softmax(-1)
         lost = weights.masked_fill(cut[:, index] > -math.inf, 0.0).sum(-1)
         assert float(lost.max()) < torch.finfo(torch.float64).eps
+    assert cuts > 100
 
 
 @pytest.mark.parametrize("what", [math.nan, math.inf])
@@ -185,6 +189,8 @@ def test_heads_that_read_alike_go_together():
     assert runs([10, 5, 4]) == [(0, 2), (2, 3)]
     assert runs([1, 50, 2, 2], groups=2) == [(0, 2), (2, 4)]
     assert runs([1, 50, 60, 2], groups=2) == [(0, 4)]
+    # in no order
+    assert runs([10, 100] * 4) == [(0, 8)]
 
 
 def test_gates_are_compared_with_a_key_that_all_queries_of_a_block_see():
@@ -194,3 +200,67 @@ def test_gates_are_compared_with_a_key_that_all_queries_of_a_block_see():
     assert starts.tolist() == [[[0, 1, 1, 4]]]
     unknown = far_keys.first_near_keys(columns, torch.tensor([[math.nan]]), 2)
     assert unknown.tolist() == [[[0, 0, 0, 0]]]
+    # a gate that is no number, from its own key on
+    columns[..., 5] = math.nan
+    starts = far_keys.first_near_keys(columns, torch.tensor([[25.0]]), 2)
+    assert starts.tolist() == [[[0, 1, 1, 0]]]
+
+
+@pytest.mark.parametrize(
+    ("rel_pos", "queries", "keys", "options"),
+    [
+        ({"type": "t5"}, 12, 100, {"is_causal": True, "window": 20, "query_offset": 88}),
+        ({"type": "t5"}, 12, 100, {"window": 20}),
+        ({"type": "alibi"}, 14, 400, {"is_causal": True, "query_offset": 386}),
+        ({"type": "alibi"}, 10, 400, {}),
+        ({"type": "alibi"}, 60, 400, {}),
+    ],
+)
+def test_fewer_queries_than_keys(rel_pos, queries, keys, options):
+    """One block of queries that leaves keys out, and several."""
+    encoding = build(rel_pos, options.get("is_causal", False)).requires_grad_(False)
+    key, value = tensors(keys)[1:]
+    query = tensors(queries)[0]
+    found = []
+    for backend in ("eager", "linear_memory"):
+        output = hf_relpos.attention(query, key, value, encoding, backend=backend, **options)
+        torch.manual_seed(3)
+        found.append([output, *torch.autograd.grad((output * torch.randn_like(output)).sum(), (query, key, value))])
+    for mine, theirs in zip(found[1], found[0], strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-10)
+
+
+def test_values_that_stand_out_keep_their_keys():
+    """A far value may be so large that a weight of next to nothing counts."""
+    query = torch.zeros(1, 1, 200, WIDTH)
+    value = torch.ones_like(query)
+    table = -0.5 * torch.arange(199.0, -200, -1).abs()[None]
+    counts = []
+    for size in (1.0, 1e12, math.inf):
+        value[:, :, 0] = size
+        counts.append(int((far_keys.without_far(table, query, query, value, 1.0) == -math.inf).sum()))
+    assert counts[0] > counts[1] > counts[2] == 0
+
+
+def test_nothing_at_all():
+    query = torch.zeros(0, HEADS, 40, WIDTH)
+    output = hf_relpos.attention(
+        query, query, query, build({"type": "alibi"}, False, torch.float32), backend="linear_memory"
+    )
+    assert output.shape == (0, HEADS, 40, WIDTH)
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+def test_transforms_take_another_way():
+    """Inside of vmap and torch.func numbers cannot be looked at."""
+    encoding = build({"type": "alibi"}, True)
+    query = tensors(600)[0].detach()
+
+    def loss(x):
+        return hf_relpos.attention(x, x, x, encoding, is_causal=True).square().sum()
+
+    with pytest.raises(ValueError, match=r"inside of torch.func or vmap"):
+        torch.func.vmap(lambda x: hf_relpos.attention(x, x, x, encoding, backend="linear_memory"))(query[:, None])
+    expected = torch.autograd.functional.jacobian(loss, query)
+    torch.testing.assert_close(torch.func.grad(loss)(query), expected, rtol=0, atol=1e-9)
+    torch.testing.assert_close(torch.func.vmap(loss)(query[:, None]).sum(), loss(query), rtol=1e-9, atol=0)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .fused_kernel import flash, flash_gradients, gate_gradients, hankel, per_group, per_head
+from .fused_kernel import flash, flash_gradients, gate_gradients, hankel, kernel_takes_groups, per_group, per_head
 
 
 @dataclass(frozen=True)
@@ -57,11 +57,11 @@ def near_plan(columns: Tensor, starts: Sequence[int], fall: Tensor, size: int, s
         Block(a, min(a + size, count), c, min(a + size, count))
         for a, c in zip(range(0, count, size), starts, strict=True)
     ]
-    future = columns.new_full((size, size), -torch.inf).triu_(1)
+    future = torch.ones(size, size, dtype=torch.bool).triu_(1)
 
     def mask(o: Block) -> Tensor:
         found = columns[:, :, None, o.c : o.d] - columns[:, :, o.a : o.z, None]
-        found[..., o.a - o.c :] += future[: o.z - o.a, : o.z - o.a]
+        found[..., o.a - o.c :].masked_fill_(future[: o.z - o.a, : o.z - o.a], -torch.inf)
         return found.masked_fill_(found < -fall[..., None, None], -torch.inf)
 
     return Plan(blocks, mask, scale)
@@ -75,7 +75,7 @@ class KernelAttention(torch.autograd.Function):
     def forward(
         ctx: Any, query: Tensor, key: Tensor, value: Tensor, columns: Tensor | None, rows: Tensor | None, plan: Plan
     ) -> Tensor:
-        groups = query.shape[1] // key.shape[1]
+        groups = 1 if kernel_takes_groups() else query.shape[1] // key.shape[1]
         keys, values = per_head(key, groups), per_head(value, groups)
         outputs, sums = [], []
         for block in plan.blocks:
@@ -103,7 +103,7 @@ class KernelAttention(torch.autograd.Function):
         keys, values = per_head(key, groups), per_head(value, groups)
         learned = any(ctx.needs_input_grad[3:5])
         dtype = logsumexp.dtype
-        single = len(plan.blocks) == 1
+        single = len(plan.blocks) == 1 and (plan.blocks[0].c, plan.blocks[0].d) == (0, key.shape[2])
         grads: list[Tensor] = []
         by_key = by_row = None
         for block in plan.blocks:

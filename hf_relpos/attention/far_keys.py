@@ -4,8 +4,8 @@ Two keys' scores of one query differ in content by ``scale |q . (k - k')|``, whi
 keys. If a query sees some key with a bias of ``t``, the weight of one with a bias of ``b`` is at most ``exp(b - t + spread)``. Below ``t - spread - log(keys) + log(eps)``
 all of them together weigh less than ``eps`` of the whole. The bound is found anew from the numbers of each call, so that content which does lift far keys keeps them.
 
-Heads that fall quickly (ALiBi, gates) read a short stretch of keys instead of all. They also stay away from weights below the smallest normal number, on which
-some CPUs compute many times more slowly. The adaptive computation pruning of the forgetting transformer (arXiv 2504.06949) is the same idea with a threshold by
+Heads that fall quickly (ALiBi, gates) read a short stretch of keys instead of all. They also meet few or none of the weights below the smallest normal number, on
+which some CPUs compute many times more slowly. The adaptive computation pruning of the forgetting transformer (arXiv 2504.06949) is the same idea with a threshold by
 block on a GPU.
 """
 
@@ -18,17 +18,22 @@ from torch.nn.functional import pad
 
 # heads in a run read up to so many times as much as each other
 ALIKE = 2.0
+# runs that are worth their calls, or half as many as there are heads
+MOST_RUNS = 4
 
 
-def fall_needed(query: Tensor, key: Tensor, scale: float) -> Tensor:
-    """How far below another visible key's a bias must lie to count for nothing, ``[B, H]``; not finite where content is not."""
+def fall_needed(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+    """How far below another visible key's a bias must lie to count for nothing, ``[B, H]``, farther where single values stand out; not finite where content or values are not."""
     with torch.no_grad():
         dtype = torch.promote_types(query.dtype, torch.float32)
         center = key.mean(2, keepdim=True, dtype=dtype)
         length = torch.linalg.vector_norm(query, dim=-1, dtype=dtype).amax(-1)
         radius = torch.linalg.vector_norm(key - center, dim=-1).amax(-1)
-        spread = 2 * abs(scale) * length * radius.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
-        return spread + rounding(key.shape[2], dtype)
+        groups = query.shape[1] // key.shape[1]
+        spread = 2 * abs(scale) * length * radius.repeat_interleave(groups, dim=1)
+        size = torch.linalg.vector_norm(value, dim=-1, dtype=dtype)
+        outstanding = (size.amax(-1) / size.mean(-1).clamp(min=torch.finfo(dtype).tiny)).clamp(min=1).log()
+        return spread.add_(outstanding.repeat_interleave(groups, dim=1)).add_(rounding(key.shape[2], dtype))
 
 
 def rounding(keys: int, dtype: torch.dtype) -> float:
@@ -43,8 +48,10 @@ def may_fall(columns: Tensor) -> bool:
         return bool((high - low > rounding(columns.shape[-1], columns.dtype)).any())
 
 
-def without_far(table: Tensor, query: Tensor, key: Tensor, scale: float) -> Tensor:
+def without_far(table: Tensor, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
     """``table`` ``[H, Tq + Tk - 1]`` (as in :mod:`by_distance`) with minus infinity where it counts for nothing."""
+    if not query.numel():
+        return table
     with torch.no_grad():
         best = window_maximum(table, key.shape[2])
         # queries that see nothing have nothing to compare with
@@ -52,7 +59,7 @@ def without_far(table: Tensor, query: Tensor, key: Tensor, scale: float) -> Tens
         lowest = table.masked_fill(table == -torch.inf, torch.inf).amin(-1)
         if not bool((lowest < least - rounding(key.shape[2], table.dtype)).any()):
             return table
-        far = table < (least - fall_needed(query, key, scale).amax(0))[:, None]
+        far = table < (least - fall_needed(query, key, value, scale).amax(0))[:, None]
     return table.masked_fill(far, -torch.inf)
 
 
@@ -77,6 +84,9 @@ def alike(costs: Sequence[float], groups: int = 1) -> list[slice]:
         else:
             runs.append((number, number + 1))
             least = most = cost
+    if len(runs) > max(MOST_RUNS, len(shared) // 2):
+        # in no order: single heads would take more calls than they spare keys
+        runs = [(0, len(shared))]
     return [slice(first * groups, last * groups) for first, last in runs]
 
 
@@ -101,4 +111,5 @@ def first_near_keys(columns: Tensor, fall: Tensor, size: int) -> Tensor:
         highest = columns.detach().cummax(-1).values
         wanted = highest[..., ::size] - fall[..., None]
         # what is no number leaves nothing out
-        return torch.searchsorted(highest, wanted.nan_to_num(nan=-math.inf, neginf=-math.inf))
+        found = torch.searchsorted(highest.nan_to_num(nan=math.inf), wanted.nan_to_num(nan=-math.inf, neginf=-math.inf))
+        return found.clamp(max=torch.arange(0, columns.shape[-1], size))

@@ -1,4 +1,4 @@
-"""Attention of a handful of queries over many keys, as in decoding: plain matrix products, since the scores are no larger than what is read.
+"""Attention of a handful of queries over many keys, as in decoding: plain matrix products mostly, since the scores are no larger than what is read.
 
 Time goes into reading keys and values once, so nothing else may touch them: heads that share keys are rows of one product (keys are never repeated), and
 half precision is left to the products, with scores, softmax and terms in float32 (the fused kernel converts keys and values piecewise, and takes
@@ -44,7 +44,9 @@ def run(call: AttentionCall) -> Tensor:
         if added is not None:
             rows = added.expand(-1, heads, queries, -1).reshape(added.shape[0], *shape[1:], -1)
             mask = rows.expand(batch, -1, -1, -1)
-        output = scaled_dot_product_attention(query, call.key, call.value, attn_mask=mask, scale=call.scale)
+        # autocast would round the mask
+        with torch.autocast("cpu", enabled=False):
+            output = scaled_dot_product_attention(query, call.key, call.value, attn_mask=mask, scale=call.scale)
         output = output.reshape(batch, heads, queries, -1)
         return (output if blind is None else output.masked_fill(blind, 0.0)).transpose(1, 2)
     scores = query @ call.key.transpose(-1, -2)
@@ -69,6 +71,9 @@ def _dtype(call: AttentionCall) -> torch.dtype:
 def _kernel_is_faster(call: AttentionCall) -> bool:
     """Whether the fused kernel has the better products in this precision, as on CPUs with units for matrices of bfloat16; it shows no weights and drops none."""
     if call.query.dtype != torch.bfloat16 or call.dropout or call.value_terms or call.query.device.type != "cpu":
+        return False
+    # a graph cannot ask
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return False
     # before some version PyTorch does not tell
     can: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()

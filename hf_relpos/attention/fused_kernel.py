@@ -11,6 +11,12 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 
+def in_transform() -> bool:
+    """Whether ``torch.func`` or ``vmap`` is at work, in which tensors have no numbers to look at."""
+    stack = getattr(getattr(torch._C, "_functorch", None), "peek_interpreter_stack", None)
+    return stack is not None and stack() is not None
+
+
 def hankel(table: Tensor, first: int, last: int, start: int, stop: int) -> Tensor:
     """Rows ``first .. last - 1`` and columns ``start .. stop - 1`` of the Hankel matrix of ``table`` ``[H, L]``: a view."""
     return table[:, first + start : last + stop - 1].unfold(-1, stop - start, 1)
@@ -31,6 +37,27 @@ def kernel_works() -> bool:
     mode) neither changes the answer nor is changed by it."""
     with ThreadPoolExecutor(1) as alone:
         return alone.submit(_probe).result()
+
+
+@cache
+def kernel_takes_groups() -> bool:
+    """Whether several heads of queries may share one of keys and values without copies of it, found out once in the same way."""
+
+    def probe() -> bool:
+        with torch.no_grad(), torch.device("cpu"):
+            query, key = (torch.linspace(-1, 1, 32 * n).sin().view(1, 2 * n, 2, 8) for n in (2, 1))
+            try:
+                found = flash(query, key, key, None, False, 0.3)
+            except RuntimeError:
+                return False
+            repeated = per_head(key, 2)
+            expected = flash(query, repeated, repeated, None, False, 0.3)
+            return all(
+                torch.allclose(mine, theirs, rtol=0, atol=1e-6) for mine, theirs in zip(found, expected, strict=True)
+            )
+
+    with ThreadPoolExecutor(1) as alone:
+        return alone.submit(probe).result()
 
 
 def _probe() -> bool:

@@ -4,6 +4,9 @@
 fused kernel takes for its mask; vectors by distance a block of queries at a time; gradients from recomputed tiles. Padding at the ends and packed documents
 are taken apart beforehand, into rectangles of queries and keys of which every query sees every key (:mod:`regions`).
 
+*Far keys* whose weights would vanish in rounding are left out where a number for each distance or key is all that is added (:mod:`far_keys`). Such numbers go through the kernel in both
+directions (:mod:`by_kernel`), unless they are a table that learns.
+
 *Everything else* is computed in blocks of queries from ``term.tile``, each recomputed for its gradient, by the dense backends' own code.
 
 *A handful of queries* over a long cache is left to plain matrix products: the scores are then no larger than what is read (:mod:`few_queries`).
@@ -25,7 +28,7 @@ from .eager import attend_block as eager_block
 from .far_keys import alike, fall_needed, first_near_keys, may_fall, split_heads, visible_entries, without_far
 from .few_queries import FEW_QUERIES
 from .few_queries import run as run_few
-from .fused_kernel import kernel_works
+from .fused_kernel import in_transform, kernel_works
 from .regions import ENDLESS, Region, regions_of, visible_distances
 from .sdpa import attend_block as sdpa_block
 
@@ -43,6 +46,8 @@ WORTHWHILE = 0.7
 def objections(call: AttentionCall) -> list[str]:
     """Reasons not to run ``call``."""
     reasons = []
+    if in_transform():
+        reasons.append("it is inside of torch.func or vmap, which need rules that its own passes have not")
     if call.need_weights:
         reasons.append("attention weights are asked for, which are quadratic in length")
     if call.row_maps:
@@ -259,7 +264,7 @@ def _with_table(query: Tensor, key: Tensor, value: Tensor, table: Tensor, shape:
     groups, keys = query.shape[1] // key.shape[1], key.shape[2]
     if bool(blind_rows(table, keys).any()):
         return TermAttention.apply(query, key, value, table, None, None, shape)
-    table = without_far(table, query, key, shape.scale)
+    table = without_far(table, query, key, value, shape.scale)
     first, last = visible_entries(table)
     runs = alike([stop - start + 1 for start, stop in zip(first, last, strict=True)], groups)
     learned = torch.is_grad_enabled() and table.requires_grad
@@ -289,7 +294,7 @@ def _with_columns(
     if not causal or not may_fall(columns):
         plan = key_plan(columns.detach(), query.shape[2], causal, scale)
         return KernelAttention.apply(query, key, value, columns, rows, plan)
-    fall = fall_needed(query, key, scale)
+    fall = fall_needed(query, key, value, scale)
     starts = first_near_keys(columns, fall, SMALLEST_BLOCK).amin(0)
     ends = torch.arange(1, starts.shape[-1] + 1) * SMALLEST_BLOCK
     costs = ((ends.clamp(max=keys) - starts) * SMALLEST_BLOCK).sum(-1)

@@ -291,7 +291,7 @@ class _Run:
         together = self.together
         self.optimizer.zero_grad(set_to_none=True)
         told = torch.zeros(len(self.weights), device=together.device)
-        # one context for all texts, for which it rounds each weight once
+        # one context for all texts, for which it rounds each weight that may learn once
         with together.autocast():
             for number, texts in enumerate(step):
                 mine = self._moved(self._own(texts, number))
