@@ -189,6 +189,8 @@ def test_heads_that_read_alike_go_together():
     assert runs([10, 5, 4]) == [(0, 2), (2, 3)]
     assert runs([1, 50, 2, 2], groups=2) == [(0, 2), (2, 4)]
     assert runs([1, 50, 60, 2], groups=2) == [(0, 4)]
+    # ALiBi's twelve slopes, two geometric rows
+    assert len(runs([52, 103, 205, 409, 817, 1633, 2048, 2048, 73, 146, 290, 578])) == 6
     # in no order
     assert runs([10, 100] * 4) == [(0, 8)]
 

@@ -18,7 +18,7 @@ from torch.nn.functional import pad
 
 # heads in a run read up to so many times as much as each other
 ALIKE = 2.0
-# runs that are worth their calls, or half as many as there are heads
+# runs that are worth their calls, or three quarters as many as there are heads
 MOST_RUNS = 4
 
 
@@ -84,7 +84,7 @@ def alike(costs: Sequence[float], groups: int = 1) -> list[slice]:
         else:
             runs.append((number, number + 1))
             least = most = cost
-    if len(runs) > max(MOST_RUNS, len(shared) // 2):
+    if len(runs) > max(MOST_RUNS, len(shared) * 3 // 4):
         # in no order: single heads would take more calls than they spare keys
         runs = [(0, len(shared))]
     return [slice(first * groups, last * groups) for first, last in runs]
