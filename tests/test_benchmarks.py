@@ -23,7 +23,9 @@ from hf_relpos.attention.backends import BackendRefusal, backends_for
 
 ROOT = Path(__file__).parent.parent
 KEPT = command_line.RESULTS
-STEMS = sorted({path.stem for suffix in ("json", "md") for path in KEPT.glob(f"*.{suffix}")})
+STEMS = sorted(
+    {str(path.relative_to(KEPT).with_suffix("")) for suffix in ("json", "md") for path in KEPT.rglob(f"*.{suffix}")}
+)
 LENGTH, HEADS, WIDTH, ROUNDS = 32, 2, 8, 2
 TINY = Setting("cpu", "float32", heads=HEADS, head_dim=WIDTH)
 
@@ -182,7 +184,7 @@ def test_kept_tables_are_rendered_from_the_numbers_beside_them(stem):
     else:
         results = Results.from_json(numbers)
         rendered = render(results)
-    assert results.stem == stem
+    assert results.stem == Path(stem).name
     assert table == rendered
 
 
