@@ -210,3 +210,19 @@ def test_without_any_key_the_output_is_zero(rel_pos, backend):
     with torch.no_grad():
         output = hf_relpos.attention(query, nothing, nothing, encoding, backend=backend)
     assert torch.equal(output, torch.zeros(1, 2, 3, 8))
+
+
+def test_half_precision_decodes_in_a_graph():
+    """What the CPU can is not asked inside of one."""
+    encoding = hf_relpos.build_encoding({"type": "t5"}, num_heads=HEADS, head_dim=WIDTH, hidden_size=32)
+    drawn = [x.to(torch.bfloat16) for x in tensors(1, LENGTH)]
+
+    def call(query, key, value):
+        return hf_relpos.attention(
+            query, key, value, encoding, backend="linear_memory", is_causal=True, query_offset=LENGTH - 1
+        )
+
+    torch._dynamo.reset()
+    with torch.no_grad():
+        compiled = torch.compile(call, fullgraph=True, backend="eager")(*drawn)
+        torch.testing.assert_close(compiled, call(*drawn), rtol=0.02, atol=0.02)

@@ -29,7 +29,7 @@ from torch.nn.functional import pad
 
 from .fused_kernel import flash, hankel, per_head
 
-# queries of one call of the kernel, where blocks pay: 8 of them, but never below its own tile
+# queries of one call of the kernel, where blocks pay: 8 of them, or as many queries as one sees keys, but never below its own tile
 BLOCKS, SMALLEST_BLOCK = 8, 256
 # tile of the own backward pass; of what keys meet, a narrower one wastes less on distances that do not occur
 TILE_ROWS, TILE_COLS, KEY_TILE_COLS = 256, 512, 128

@@ -13,6 +13,9 @@ from torch.nn.functional import pad
 
 def in_transform() -> bool:
     """Whether ``torch.func`` or ``vmap`` is at work, in which tensors have no numbers to look at."""
+    # a graph cannot ask, and is made by one of its own
+    if torch.compiler.is_compiling():
+        return False
     stack = getattr(getattr(torch._C, "_functorch", None), "peek_interpreter_stack", None)
     return stack is not None and stack() is not None
 
