@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from .fused_kernel import flash, hankel, per_head
+from .fused_kernel import flash, hankel, per_head, refuse_second_gradient
 
 # queries of one call of the kernel, where blocks pay: 8 of them, or as many queries as one sees keys, but never below its own tile
 BLOCKS, SMALLEST_BLOCK = 8, 256
@@ -339,10 +339,7 @@ class TermAttention(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        if torch.is_grad_enabled():
-            raise RuntimeError(
-                "the backend 'linear_memory' has no gradient of its gradient (create_graph=True); backends that have: eager, sdpa"
-            )
+        refuse_second_gradient()
         # products of numbers in float32 are not to be rounded because the caller's were
         with torch.autocast("cpu", enabled=False):
             return TermAttention._gradients(ctx, gradient)

@@ -15,7 +15,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .fused_kernel import flash, flash_gradients, gate_gradients, hankel, kernel_takes_groups, per_group, per_head
+from .fused_kernel import (
+    flash,
+    flash_gradients,
+    gate_gradients,
+    hankel,
+    kernel_takes_groups,
+    per_group,
+    per_head,
+    refuse_second_gradient,
+)
 
 
 @dataclass(frozen=True)
@@ -93,10 +102,7 @@ class KernelAttention(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        if torch.is_grad_enabled():
-            raise RuntimeError(
-                "the backend 'linear_memory' has no gradient of its gradient (create_graph=True); backends that have: eager, sdpa"
-            )
+        refuse_second_gradient()
         query, key, value, output, logsumexp = ctx.saved_tensors
         plan: Plan = ctx.plan
         groups = query.shape[1] // key.shape[1]

@@ -20,6 +20,14 @@ def in_transform() -> bool:
     return stack is not None and stack() is not None
 
 
+def refuse_second_gradient() -> None:
+    """Raise RuntimeError in a backward pass that is to have a gradient itself."""
+    if torch.is_grad_enabled():
+        raise RuntimeError(
+            "the backend 'linear_memory' has no gradient of its gradient (create_graph=True); backends that have: eager, sdpa"
+        )
+
+
 def hankel(table: Tensor, first: int, last: int, start: int, stop: int) -> Tensor:
     """Rows ``first .. last - 1`` and columns ``start .. stop - 1`` of the Hankel matrix of ``table`` ``[H, L]``: a view."""
     return table[:, first + start : last + stop - 1].unfold(-1, stop - start, 1)
